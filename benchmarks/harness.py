@@ -1,0 +1,240 @@
+"""What every benchmark shares: its command line, timing that survives a busy machine, the table and the JSON file.
+
+A benchmark is a module with a dataclass of arguments and a function from them to rows:
+
+    @dataclass(frozen=True)
+    class Arguments(harness.Arguments):
+        length: int = 1024
+        \"\"\"Tokens of a document.\"\"\"
+
+    def measure(arguments: Arguments) -> list[Row]: ...
+
+    if __name__ == "__main__":
+        harness.run("attention", Arguments, measure, __doc__)
+
+Rows hold numbers, text and `Estimate`s (a value with its 95 % interval).
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from mmgen.cli.arguments import parse
+from mmgen.config import to_mapping
+from mmgen.evaluation.intervals import DRAWS, Estimate
+from mmgen.files import write_text
+from mmgen.rng import keyed_numpy
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "numpy", "transformers", "diffusers", "webdataset", "scikit-learn", "wandb")
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What every benchmark takes."""
+
+    seeds: int = 3
+    """How often the whole measurement is repeated, with seeds 0, 1, ..."""
+    out: Path | None = None
+    """The JSON file to write; benchmarks/results/<name>.json where it is not given."""
+    quick: bool = False
+    """A minute at most: smaller sizes and fewer repeats, to see that it runs. Its figures claim nothing."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, is {self.seeds}")
+
+
+A = TypeVar("A", bound=Arguments)
+
+
+def run(
+    name: str,
+    cls: type[A],
+    measure: Callable[[A], Sequence[Row]],
+    doc: str | None,
+    argv: Sequence[str] | None = None,
+) -> Path:
+    """Reads the command line, measures, prints a table, writes the JSON file and returns its path.
+
+    A mistake in the arguments, or a ValueError of the measurement, is one line on stderr and exit code 2.
+    """
+    prog = f"python -m benchmarks.{name}"
+    try:
+        arguments = parse(cls, sys.argv[1:] if argv is None else argv, prog)
+        started = time.perf_counter()
+        rows = measure(arguments)
+    except ValueError as error:
+        print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    record = {
+        "name": name,
+        "what": " ".join((doc or "").split("\n\n")[0].split()),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - started, 1),
+        "machine": machine(),
+        "versions": versions(),
+        "revision": revision(),
+        "arguments": to_mapping(arguments),
+        "rows": [{key: _json(value) for key, value in row.items()} for row in rows],
+    }
+    out = arguments.out or RESULTS / f"{name}.json"
+    write_text(out, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    console = Console()
+    console.print(table(name, rows))
+    console.print(f"{record['seconds']} s; written to {out}", markup=False, highlight=False, soft_wrap=True)
+    return out
+
+
+def table(title: str, rows: Sequence[Row]) -> Table:
+    """Returns the rows as a table; a column for every key, in the order of first appearance."""
+    shown = Table(title=title)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        numeric = all(not isinstance(row.get(column), str) for row in rows)
+        shown.add_column(column, justify="right" if numeric else "left")
+    for row in rows:
+        shown.add_row(*(_cell(row.get(column)) for column in columns))
+    return shown
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """Returns the mean over seeds and its 95 % interval by Student's t; one seed has no interval (NaN)."""
+    n, mean = len(values), statistics.fmean(values)
+    half = float("nan")
+    if n > 1:
+        half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two pieces of code timed in turns: median seconds of each, and how many times longer `a` takes than `b`."""
+
+    a: float
+    b: float
+    ratio: Estimate
+
+
+def compare(
+    a: Callable[[], object], b: Callable[[], object], *, repeats: int = 20, warmup: int = 2, seed: int = 0
+) -> Comparison:
+    """Times `a` and `b` in pairs, the order changing from pair to pair.
+
+    What slows the machine for a while slows both of a pair. The ratio is the median over pairs, with a bootstrap
+    interval of 95 %.
+    """
+    if repeats < 2:
+        raise ValueError(f"repeats must be at least 2, is {repeats}")
+    for _ in range(warmup):
+        for call in (a, b):
+            call()
+    pairs = []
+    for i in range(repeats):
+        if i % 2:
+            second, first = seconds(b), seconds(a)
+        else:
+            first, second = seconds(a), seconds(b)
+        pairs.append((first, second))
+    times = np.array(pairs)
+    ratios = times[:, 0] / times[:, 1]
+    drawn = keyed_numpy("compare", seed).integers(repeats, size=(DRAWS, repeats))
+    low, high = np.quantile(np.median(ratios[drawn], axis=1), [0.025, 0.975])
+    ratio = Estimate(float(np.median(ratios)), float(low), float(high), repeats)
+    return Comparison(float(np.median(times[:, 0])), float(np.median(times[:, 1])), ratio)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Returns how long one call takes, the work it left on the GPU included."""
+    _wait()
+    start = time.perf_counter()
+    call()
+    _wait()
+    return time.perf_counter() - start
+
+
+def machine() -> dict[str, Any]:
+    """Returns what the figures depend on: processor, cores that this process may use, memory, GPUs, system."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "gpus": gpus,
+        "system": f"{platform.system()} {platform.machine()}",
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that figures depend on, where installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def revision() -> dict[str, Any]:
+    """Returns the git commit that was measured and whether files differed from it; None where there is no git."""
+
+    def git(*words: str) -> str | None:
+        run = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+        return run.stdout.strip() if run.returncode == 0 else None
+
+    changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return {"commit": git("rev-parse", "HEAD"), "changed": None if changed is None else bool(changed)}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
+    )
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _json(value: Any) -> Any:
+    """JSON without NaN, which it has no word for: null."""
+    if isinstance(value, Estimate):
+        return {key: _json(item) for key, item in dataclasses.asdict(value).items()}
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Estimate):
+        return f"{value:.4g}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)

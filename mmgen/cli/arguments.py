@@ -1,0 +1,44 @@
+"""Arguments of a command: tyro over a frozen dataclass, with mistakes as a ValueError of one line."""
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], argv: Sequence[str], prog: str) -> T:
+    """Returns the `cls` that `argv` describes; `--help` prints its field docstrings and exits with 0.
+
+    `prog` is how the command is called ("mmgen sample"). Raises ValueError where tyro refuses the arguments.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(cls, args=list(argv), prog=prog)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    raise ValueError(_one_line(box.getvalue(), prog))
+
+
+def _one_line(box: str, prog: str) -> str:
+    """The message within tyro's box: its first part, and the nearest option where it suggests one."""
+    lines = [line.strip(" │") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    # Rules part the title, the message, suggestions and so on; they are ASCII where stdout is not UTF-8.
+    parts: list[list[str]] = [[]]
+    for line in lines:
+        if re.match(r"[╭╰─]|-{4,}$", line):
+            parts.append([])
+        elif line:
+            parts[-1].append(line)
+    message = " ".join(parts[1])
+    # A refusal by the dataclass itself: its name says nothing to who types a command.
+    message = re.sub(r"^Error parsing \w+: ", "", message)
+    near = [part[1].split()[0] for part in parts if part and part[0].startswith("Perhaps you meant")]
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{message.rstrip('.')}{hint} (see {prog} --help)"

@@ -1,0 +1,118 @@
+"""`mmgen sample RUN`: draw pictures for prompts, describe a picture, or continue a text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from PIL import Image, UnidentifiedImageError
+
+from mmgen.cli.arguments import parse
+from mmgen.evaluation.grid import picture_grid
+from mmgen.sampling.plan import Plan
+from mmgen.sampling.sampler import Sampler
+from mmgen.training.run import load
+
+
+@dataclass(frozen=True)
+class Sample:
+    run: Annotated[str, tyro.conf.Positional]
+    """folder of a run, or one of its checkpoints"""
+    prompt: str | None = None
+    """draw pictures of this"""
+    prompts: Path | None = None
+    """draw a picture of each line of this file"""
+    caption: Path | None = None
+    """describe this picture"""
+    text: str | None = None
+    """continue this text"""
+    steps: int | None = None
+    """refinement steps of a picture"""
+    guidance: float | None = None
+    """1 is none; larger follows the prompt more closely and costs two network calls a step"""
+    temperature: float = 1.0
+    """of text; 0 takes the likeliest token"""
+    top_p: float = 1.0
+    """of text: sample from the fewest tokens whose probabilities reach this"""
+    max_tokens: int = 64
+    """of text"""
+    num: int = 1
+    """pictures or texts for each prompt"""
+    seed: int = 0
+    """request i draws from seed + i"""
+    size: tuple[int, int] | None = None
+    """height and width of a picture in pixels"""
+    weights: str = "ema"
+    """ema (averaged) or model"""
+    out: Path | None = None
+    """a .png for one grid of all pictures, or a folder for one file each"""
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse(Sample, argv, "mmgen sample")
+    asked = [name for name in ("prompt", "prompts", "caption", "text") if getattr(args, name) is not None]
+    if len(asked) != 1:
+        given = ", ".join(f"--{name}" for name in asked) or "none"
+        raise ValueError(f"give one of --prompt, --prompts, --caption, --text; given: {given}")
+    if args.num < 1:
+        raise ValueError(f"--num {args.num} must be at least 1")
+    sampler = load(args.run, args.weights)
+    plan = replace(
+        sampler.plan,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        max_tokens=args.max_tokens,
+        **{name: value for name in ("steps", "guidance") if (value := getattr(args, name)) is not None},
+    )
+    if args.caption is not None:
+        result = sampler.describe([_open(args.caption)] * args.num, plan, args.seed)
+    elif args.text is not None:
+        result = sampler.complete([args.text] * args.num, plan, args.seed)
+    else:
+        prompts = [args.prompt] if args.prompt is not None else _read_prompts(args.prompts)
+        return _draw(sampler, [prompt for prompt in prompts for _ in range(args.num)], plan, args)
+    for text in result.text:
+        print(text)
+    print(f"cost: {result.cost}")
+    return 0
+
+
+def _draw(sampler: Sampler, prompts: list[str], plan: Plan, args: Sample) -> int:
+    out = args.out or Path("sample.png")
+    if out.suffix and out.suffix != ".png":
+        raise ValueError(f"--out {out}: a name that ends in .png, or a folder")
+    result = sampler.generate(prompts, plan, args.seed, args.size)
+    if out.suffix:
+        columns = max(args.num, 8) if args.prompt is None else min(args.num, 8)
+        rows = [result.images[i : i + columns] for i in range(0, len(result.images), columns)]
+        labels = [prompts[i * columns] if columns == args.num or args.prompt else "" for i in range(len(rows))]
+        titles = prompts[:columns] if args.prompt is None and len(rows) == 1 else ()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture_grid(rows, labels, titles, scale=1 if len(rows) > 8 else 2).save(out)
+        print(f"{len(result.images)} pictures: {out}")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate(result.images):
+            picture.save(out / f"{number:05d}.png")
+        print(f"{len(result.images)} pictures: {out}/00000.png ... {len(result.images) - 1:05d}.png")
+    print(f"cost: {result.cost}")
+    return 0
+
+
+def _read_prompts(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise ValueError(f"--prompts {path} cannot be read: {error.strerror}") from None
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise ValueError(f"--prompts {path} holds no prompt: expected one a line")
+    return prompts
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"--caption {path} cannot be opened as a picture: {error}") from None

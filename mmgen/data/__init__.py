@@ -1,0 +1,1 @@
+"""Real data on its way to the model: shards, streams, mixing, packing."""

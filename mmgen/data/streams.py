@@ -1,0 +1,131 @@
+"""A source of samples in an endless, keyed order: the sample at a position is a pure function of (seed, position).
+
+Each epoch permutes the shards; `window` shards at a time are read and their samples permuted together. A position is
+(epoch, window, index), so that resuming re-reads one window and nothing is skipped or repeated.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmgen.data.rejects import Rejects
+from mmgen.data.shards import find_shards, read_shard
+from mmgen.rng import keyed_numpy
+from mmgen.sequence import Sample
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    path: str
+    """a data-set folder, a folder of tars, or a pattern of tars"""
+    split: str = "train"
+    weight: float = 1.0
+    """how often a sample is drawn from this source, against the others"""
+    include: dict[str, str] = field(default_factory=dict)
+    """metadata field -> text file of the values that are taken, one a line"""
+    thin: dict[str, float] = field(default_factory=dict)
+    """metadata field -> share of the samples that is taken in each epoch of those that have the field"""
+    window: int = 16
+    """shards that are shuffled together"""
+    cache_mb: int = 512
+    """shards that are kept decoded, by their size on disk"""
+    max_broken: float = 0.02
+    """share of broken samples above which training stops"""
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ValueError(f"weight {self.weight} must be above 0; leave the source out instead")
+        if self.window < 1:
+            raise ValueError(f"window {self.window} must be at least 1 shard")
+        for name, share in self.thin.items():
+            if not 0 < share <= 1:
+                raise ValueError(f"thin.{name} {share} must be in (0, 1]")
+
+
+@dataclass(frozen=True)
+class Position:
+    epoch: int = 0
+    window: int = 0
+    index: int = 0
+
+
+class SampleStream:
+    """Samples of one source. `at` reads a position, `next_position` says what follows it."""
+
+    def __init__(self, name: str, config: SourceConfig, seed: int) -> None:
+        self.name = name
+        self.config = config
+        self.seed = seed
+        self.shards = find_shards(config.path, config.split)
+        self.rejects = Rejects(max_rate=config.max_broken)
+        self._include = {key: _read_list(path) for key, path in config.include.items()}
+        self._shard_cache: OrderedDict[Path, list[Sample]] = OrderedDict()
+        self._window: tuple[tuple[int, int], list[Sample]] | None = None
+
+    @property
+    def num_windows(self) -> int:
+        return -(-len(self.shards) // self.config.window)
+
+    def find(self, position: Position) -> Position:
+        """`position`, or the first one after it that holds a sample. Raises ValueError where a whole epoch has none."""
+        for _ in range(2 * self.num_windows + 1):
+            if position.index < len(self._samples(position.epoch, position.window)):
+                return position
+            last = position.window + 1 == self.num_windows
+            position = Position(position.epoch + last, 0 if last else position.window + 1, 0)
+        wanted = f" with {self.config.include}" if self._include else ""
+        raise ValueError(
+            f"source {self.name}: {self.config.path} has no usable sample{wanted}; {self.rejects.summary()}"
+        )
+
+    def at(self, position: Position) -> Sample:
+        """The sample at a position that `find` returned."""
+        return self._samples(position.epoch, position.window)[position.index]
+
+    def _samples(self, epoch: int, window: int) -> list[Sample]:
+        if self._window is None or self._window[0] != (epoch, window):
+            order = keyed_numpy(self.seed, self.name, "shards", epoch).permutation(len(self.shards))
+            chosen = order[window * self.config.window : (window + 1) * self.config.window]
+            # in order of name: the window's samples do not depend on which shard was drawn first
+            samples = [sample for index in sorted(chosen) for sample in self._shard(self.shards[index])]
+            samples = [sample for sample in samples if self._is_drawn(sample, epoch)]
+            shuffled = keyed_numpy(self.seed, self.name, "samples", epoch, window).permutation(len(samples))
+            self._window = ((epoch, window), [samples[index] for index in shuffled])
+        return self._window[1]
+
+    def _shard(self, path: Path) -> list[Sample]:
+        if path not in self._shard_cache:
+            self._shard_cache[path] = [s for s in read_shard(path, self.rejects) if self._is_included(s)]
+            self._trim()
+        self._shard_cache.move_to_end(path)
+        return self._shard_cache[path]
+
+    def _trim(self) -> None:
+        limit = self.config.cache_mb * 2**20
+        while sum(path.stat().st_size for path in self._shard_cache) > limit and len(self._shard_cache) > 1:
+            self._shard_cache.popitem(last=False)
+
+    def _is_included(self, sample: Sample) -> bool:
+        return all(str(sample.metadata.get(key)) in values for key, values in self._include.items())
+
+    def _is_drawn(self, sample: Sample, epoch: int) -> bool:
+        for key, share in self.config.thin.items():
+            if sample.metadata.get(key) is not None:
+                if keyed_numpy(self.seed, self.name, "thin", epoch, sample.key).random() >= share:
+                    return False
+        return True
+
+
+def _read_list(path: str) -> frozenset[str]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"include file {path} cannot be read: {error.strerror}") from None
+    return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+
+
+def check_weights(sources: Mapping[str, SourceConfig]) -> None:
+    """Raises ValueError where there is no source to draw from."""
+    if not sources:
+        raise ValueError("data.sources is empty: name at least one, for example {emoji: {path: FOLDER}}")

@@ -1,0 +1,99 @@
+"""The real side of an evaluation: samples of a split of a run's data, as the pictures and prompts that are compared.
+
+Reads data; measures nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from mmgen.data.shards import MANIFEST, read_manifest
+from mmgen.data.streams import Position, SampleStream, SourceConfig
+from mmgen.rng import keyed_numpy
+from mmgen.sequence import Sample
+from mmgen.tokenization.latents import on_white
+
+SEEN = "seen"  # what a report calls the split "train"
+MAX_PICTURES = 20_000  # of one split: more would not move a figure by its interval
+
+
+@dataclass(frozen=True)
+class RealPicture:
+    """A real picture with its prompt (the plain caption), what it shows and in which style.
+
+    `name` is the caption of the concept alone. Data without the metadata `concept` has one concept per caption;
+    data without `style` is cut into two halves by key, so that a measure which leaves a picture's own style out
+    works everywhere."""
+
+    key: str
+    picture: Image.Image
+    prompt: str
+    name: str
+    concept: str
+    style: str
+
+
+def splits_of(sources: Mapping[str, SourceConfig]) -> list[str]:
+    """The splits that the sources have, training first, under their names in reports."""
+    found: dict[str, None] = {SEEN: None}
+    for source in sources.values():
+        if (Path(source.path) / MANIFEST).is_file():
+            found |= dict.fromkeys(
+                name for name in read_manifest(Path(source.path)).splits if name != "train"
+            )
+    return list(found)
+
+
+def read_split(source: SourceConfig, split: str, limit: int = MAX_PICTURES) -> list[Sample]:
+    """Up to `limit` samples of a split, in an order that is the same in every run; [] where the source lacks
+    the split.
+
+    The source's `include` lists hold, except where they leave nothing of a held-out split: a model trained on a few
+    concepts is asked for unseen ones that are on no list."""
+    if split not in splits_of({"": source}):
+        return []
+    config = replace(source, split="train" if split == SEEN else split, thin={})
+    try:
+        return _read(config, limit)
+    except ValueError:
+        if split == SEEN or not config.include:
+            raise
+        return _read(replace(config, include={}), limit)
+
+
+def _read(config: SourceConfig, limit: int) -> list[Sample]:
+    stream = SampleStream(config.path, config, seed=0)
+    samples: list[Sample] = []
+    position = stream.find(Position())
+    while position.epoch == 0 and len(samples) < limit:
+        samples.append(stream.at(position))
+        position = stream.find(replace(position, index=position.index + 1))
+    return samples
+
+
+def real_pictures(samples: Sequence[Sample], size: tuple[int, int]) -> list[RealPicture]:
+    """Those samples that have a picture and a caption; pictures over white, at `size` (height, width)."""
+    return [
+        _real_picture(sample, sample.picture, size)
+        for sample in samples
+        if sample.picture is not None and "text" in sample.captions
+    ]
+
+
+def _real_picture(sample: Sample, picture: Image.Image, size: tuple[int, int]) -> RealPicture:
+    prompt = sample.captions["text"]
+    picture = on_white(picture)
+    height, width = size
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    half = f"half {keyed_numpy('half', sample.key).integers(2)}"
+    return RealPicture(
+        key=sample.key,
+        picture=picture,
+        prompt=prompt,
+        name=sample.captions.get("name", prompt),
+        concept=str(sample.metadata.get("concept", prompt)),
+        style=str(sample.metadata.get("style", half)),
+    )

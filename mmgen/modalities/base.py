@@ -1,0 +1,80 @@
+"""What a modality is: how a sample becomes spans, and how its tokens enter and leave the trunk."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmgen.sequence import Sample, Span
+from mmgen.tokenization.text import TextTokenizer
+
+
+class MissingPart(ValueError):
+    """A sample lacks what a task asks of it; `reason` is what it is counted under."""
+
+    def __init__(self, reason: str, key: str) -> None:
+        super().__init__(f"{reason}: {key}")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in its document a part stands: the first position free, and whether parts come before and after it."""
+
+    start: int
+    first: bool
+    last: bool
+
+
+class Modality(ABC):
+    """One kind of content. Subclasses define a frozen dataclass `Config` and, when continuous, `channels`.
+
+    A continuous modality's values have standard deviation `sigma_data`; so has the noise they are mixed with.
+    """
+
+    Config: ClassVar[type]
+    channels: int = 0
+    """values per token; 0 for a discrete modality"""
+    sigma_data: float = 0.5
+    """one for all objectives (IMM, arXiv 2503.07565)"""
+
+    def __init__(self, name: str, config: Any, tokenizer: TextTokenizer) -> None:
+        self.name = name
+        self.config = config
+        self.tokenizer = tokenizer
+
+    @property
+    def loss_weight(self) -> float:
+        return self.config.loss_weight
+
+    @abstractmethod
+    def encode(self, sample: Sample, place: Place, draw: np.random.Generator) -> list[Span]:
+        """The spans of the sample's part of this modality. Raises MissingPart where the sample has none."""
+
+    def build_embedding(self, width: int) -> nn.Module:
+        """[..., channels] -> [..., width], for clean and noisy tokens alike."""
+        return nn.Linear(self.channels, width)
+
+    def build_head(self, width: int) -> nn.Module:
+        """[..., width] -> [..., channels]: the network's raw output G. Starts at zero."""
+        head = nn.Linear(width, self.channels)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return head
+
+    def draw_time(self, draw: np.random.Generator) -> float:
+        """A training time in [0, 1]: 0 is data, 1 is noise."""
+        return float(draw.random())
+
+    def commit(self, values: Float[Tensor, "N D"], draw: np.random.Generator) -> Float[Tensor, "N D"]:
+        """The values as the context carries them, in training and in sampling alike."""
+        return values
+
+
+def text_positions(start: int, length: int) -> Tensor:
+    """[length, 3]: text carries the same number on every axis."""
+    return torch.arange(start, start + length)[:, None].expand(-1, 3)

@@ -1,0 +1,143 @@
+"""Pictures: patches of latents, after two size tokens (height and width in tokens). A picture ends by count."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmgen.modalities.base import MissingPart, Modality, Place, text_positions
+from mmgen.sequence import Sample, Span
+from mmgen.tokenization.latents import load_latent_codec, picture_to_tensor
+from mmgen.tokenization.text import TextTokenizer
+
+
+@dataclass(frozen=True)
+class TimeConfig:
+    """The distribution of training times: uniform on [0, 1], or the sigmoid of a normal (arXiv 2403.03206)."""
+
+    kind: Literal["uniform", "logit_normal"] = "uniform"
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    codec: str = "pixels"
+    """`pixels` or a folder of a diffusers autoencoder"""
+    patch: int = 2
+    """side of a token, in latent pixels"""
+    context_noise: float = 0.05
+    """time t at which finished pictures enter the context, in training and in sampling"""
+    time: TimeConfig = field(default_factory=TimeConfig)
+    loss_weight: float = 1.0
+    cache_mb: int = 1024
+    """latents encoded on the fly are kept up to this size; encode larger sets once with `mmgen tokenizer encode`"""
+
+    def __post_init__(self) -> None:
+        if self.patch < 1:
+            raise ValueError(f"patch {self.patch} must be at least 1")
+        if not 0 <= self.context_noise < 1:
+            raise ValueError(f"context_noise {self.context_noise} must be in [0, 1)")
+
+
+class Image(Modality):
+    Config = ImageConfig
+
+    def __init__(self, name: str, config: ImageConfig, tokenizer: TextTokenizer) -> None:
+        super().__init__(name, config, tokenizer)
+        self.codec = load_latent_codec(config.codec)
+        self.channels = self.codec.channels * config.patch**2
+        self._cache: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
+        self._cache_bytes = 0
+
+    def encode(self, sample: Sample, place: Place, draw: np.random.Generator) -> list[Span]:
+        values, height, width = self.patchify(self.latents(sample))
+        size = self.size_span(height, width, place.start, predicted=not place.first)
+        return [size, self.span(values, height, width, size.next_position, draw, read=not place.last)]
+
+    def latents(self, sample: Sample) -> Float[Tensor, "D h w"]:
+        """The sample's latents: stored ones, else encoded here and remembered."""
+        if sample.latents is not None:
+            return torch.from_numpy(np.asarray(sample.latents, dtype=np.float32))
+        if sample.picture is None:
+            raise MissingPart("missing picture", sample.key)
+        name = (sample.shard, sample.key)
+        if name not in self._cache:
+            with torch.no_grad():
+                latents = self.codec.encode(picture_to_tensor(sample.picture)[None])[0]
+            self._remember(name, latents.to(torch.float16).numpy())
+        return torch.from_numpy(self._cache[name].astype(np.float32))
+
+    def _remember(self, name: tuple[str, str], latents: np.ndarray) -> None:
+        self._cache[name] = latents
+        self._cache_bytes += latents.nbytes
+        while self._cache_bytes > self.config.cache_mb * 2**20 and len(self._cache) > 1:
+            self._cache_bytes -= self._cache.popitem(last=False)[1].nbytes
+
+    def patchify(self, latents: Float[Tensor, "D h w"]) -> tuple[Float[Tensor, "N C"], int, int]:
+        """Unit-variance latents -> tokens of standard deviation sigma_data in raster order, and their rows and columns."""
+        channels, height, width = latents.shape
+        side = self.config.patch
+        if height % side or width % side:
+            raise MissingPart(f"latents of {height}x{width} do not divide into patches of {side}", "picture")
+        rows, columns = height // side, width // side
+        tokens = latents.reshape(channels, rows, side, columns, side).permute(1, 3, 0, 2, 4)
+        return tokens.reshape(rows * columns, -1) * self.sigma_data, rows, columns
+
+    def unpatchify(self, tokens: Float[Tensor, "N C"], height: int, width: int) -> Float[Tensor, "D h w"]:
+        """The inverse of `patchify`."""
+        side = self.config.patch
+        latents = (tokens / self.sigma_data).reshape(height, width, -1, side, side).permute(2, 0, 3, 1, 4)
+        return latents.reshape(-1, height * side, width * side)
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens of a picture of height x width pixels. Raises ValueError where they do not divide."""
+        side = self.config.patch * self.codec.downsample
+        if height % side or width % side or min(height, width) < side:
+            raise ValueError(f"a picture of {height}x{width} pixels: both must be multiples of {side}")
+        return height // side, width // side
+
+    def size_span(self, height: int, width: int, start: int, predicted: bool) -> Span:
+        """Two text tokens, [height][width]; not predicted where the picture begins its document (the size is given)."""
+        ids = torch.tensor([self.tokenizer.height(height), self.tokenizer.width(width)])
+        return Span("text", text_positions(start, 2), ids, predicted=predicted)
+
+    def span(
+        self,
+        values: Float[Tensor, "N C"],
+        height: int,
+        width: int,
+        start: int,
+        draw: np.random.Generator,
+        read: bool,
+        predicted: bool = True,
+    ) -> Span:
+        committed = self.commit(values, draw) if read else None
+        positions = self.positions(height, width, start)
+        return Span(self.name, positions, None, values, committed, (len(values),), predicted, read)
+
+    def noisy_span(self, height: int, width: int, start: int) -> Span:
+        """A picture yet to be drawn: positions and shape, no values."""
+        empty = torch.zeros(height * width, self.channels)
+        return Span(self.name, self.positions(height, width, start), None, empty, None, (len(empty),), read=False)
+
+    def positions(self, height: int, width: int, start: int) -> Tensor:
+        """[height * width, 3]: (start, start + row, start + column), raster order."""
+        rows = torch.arange(height).repeat_interleave(width)
+        columns = torch.arange(width).repeat(height)
+        return start + torch.stack([torch.zeros_like(rows), rows, columns], dim=-1)
+
+    def commit(self, values: Float[Tensor, "N C"], draw: np.random.Generator) -> Float[Tensor, "N C"]:
+        noise = torch.from_numpy(draw.standard_normal(values.shape, dtype=np.float32)).to(values)
+        t = self.config.context_noise
+        return (1 - t) * values + t * self.sigma_data * noise
+
+    def draw_time(self, draw: np.random.Generator) -> float:
+        time = self.config.time
+        if time.kind == "uniform":
+            return float(draw.random())
+        return float(1 / (1 + np.exp(-draw.normal(time.mean, time.std))))

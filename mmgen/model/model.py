@@ -1,0 +1,135 @@
+"""The network: embeddings and heads of every modality around the shared trunk. One signature, u(x_t, t, s | context).
+
+Shape letters as in trunk.py; D channels of a continuous modality, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mmgen.modalities import Modality
+from mmgen.model.attention import Attend, AttentionBackend, plan_attention
+from mmgen.model.time import Modulation, TimeEmbedding, modulate
+from mmgen.model.trunk import KeyValue, Trunk, TrunkConfig
+from mmgen.sequence import Layout, PackedBatch, Stream
+
+StateTensors = Mapping[str, Float[Tensor, "B S D"]]
+
+
+@dataclass(frozen=True)
+class BatchAttention:
+    """The attention of both streams of one batch, shared by all layers and passes."""
+
+    context: Attend
+    state: Attend
+
+
+def plan_batch(batch: PackedBatch, backend: AttentionBackend) -> BatchAttention:
+    """Context over context, and state over context and itself."""
+    context, state = batch.context.layout, batch.state.layout
+    both = Layout.concat([context, state])
+    return BatchAttention(plan_attention(context, context, backend), plan_attention(state, both, backend))
+
+
+class Model(nn.Module):
+    """The trunk with its modalities. Continuous tokens enter by a linear map each, text by an embedding."""
+
+    def __init__(self, config: TrunkConfig, modalities: Mapping[str, Modality], vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.names = list(modalities)
+        continuous = {name: modality for name, modality in modalities.items() if modality.channels}
+        self.text_embedding = nn.Embedding(vocab_size, config.width)
+        nn.init.normal_(self.text_embedding.weight, std=0.02)
+        self.text_head = None if config.tied else nn.Linear(config.width, vocab_size, bias=False)
+        self.trunk = Trunk(config)
+        self.embeddings = nn.ModuleDict({name: m.build_embedding(config.width) for name, m in continuous.items()})
+        self.heads = nn.ModuleDict({name: m.build_head(config.width) for name, m in continuous.items()})
+        self.state_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.time_embedding = TimeEmbedding(config.width)
+        self.modulation = Modulation(config.width, config.num_layers) if config.time == "adaln_single" else None
+
+    def expand(
+        self, stream: Stream, attend: Attend, past: Sequence[KeyValue] | None = None
+    ) -> tuple[Float[Tensor, "B L W"], list[KeyValue]]:
+        """Clean tokens: final hidden states (see `logits`), and the keys and values for later tokens to read."""
+        hidden, kvs = self.trunk.expand(self._embed_context(stream), self._context_inputs(stream, attend), past)
+        return self.trunk.norm(hidden), kvs
+
+    def refine(
+        self,
+        stream: Stream,
+        x: StateTensors,
+        t: Float[Tensor, "I"],
+        s: Float[Tensor, "I"],
+        attend: Attend,
+        past: Sequence[KeyValue],
+    ) -> dict[str, Float[Tensor, "B S D"]]:
+        """G(x_t, t, s | context) for every state token, raw: `path.jump` interprets it. Writes nothing."""
+        embedded, inputs, head = self._state_inputs(stream, x, t, s, attend)
+        return self._heads(self.trunk.refine(embedded, inputs, past), stream, head)
+
+    def forward(
+        self,
+        batch: PackedBatch,
+        x: StateTensors,
+        t: Float[Tensor, "I"],
+        s: Float[Tensor, "I"],
+        attention: BatchAttention,
+    ) -> tuple[Float[Tensor, "B C W"], dict[str, Float[Tensor, "B S D"]]]:
+        """`expand` of the context stream and `refine` of the state stream against it: final hidden states, and G."""
+        embedded, inputs, head = self._state_inputs(batch.state, x, t, s, attention.state)
+        hidden, state = self.trunk(
+            self._embed_context(batch.context), embedded, self._context_inputs(batch.context, attention.context), inputs
+        )
+        return self.trunk.norm(hidden), self._heads(state, batch.state, head)
+
+    def logits(self, hidden: Float[Tensor, "... W"]) -> Float[Tensor, "... V"]:
+        """Next-token logits in float32 whatever the autocast."""
+        weight = self.text_embedding.weight if self.text_head is None else self.text_head.weight
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden.to(weight.dtype), weight)
+
+    def _embed_context(self, stream: Stream) -> Float[Tensor, "B L W"]:
+        return self._embed_values(stream, stream.values, self.text_embedding(stream.ids))
+
+    def _embed_values(self, stream: Stream, values: StateTensors, base: Tensor | None) -> Float[Tensor, "B L W"]:
+        dtype = self.text_embedding.weight.dtype  # the residual lane's: autocast does not narrow it
+        out = base
+        for name, embedding in self.embeddings.items():
+            if name not in values:
+                continue
+            embedded = embedding(values[name].to(dtype)).to(dtype)
+            if out is None:
+                out = embedded
+            else:
+                here = stream.modality == self.names.index(name)
+                out = torch.where(here[..., None], embedded, out)
+        assert out is not None, "a state stream without a continuous modality"
+        return out
+
+    def _context_inputs(self, stream: Stream, attend: Attend):
+        return self.trunk.inputs(stream.positions, attend)
+
+    def _state_inputs(self, stream: Stream, x: StateTensors, t: Tensor, s: Tensor, attend: Attend):
+        assert stream.instance is not None, "state tokens belong to instances"
+        embedding = self.time_embedding(t, s)
+        embedded = self._embed_values(stream, x, None)
+        if self.modulation is None:
+            embedded = embedded + nn.functional.embedding(stream.instance, embedding)
+            return embedded, self.trunk.inputs(stream.positions, attend), None
+        modulation, head = self.modulation(embedding)
+        return embedded, self.trunk.inputs(stream.positions, attend, modulation, stream.instance), head
+
+    def _heads(self, hidden: Tensor, stream: Stream, shift_scale: Tensor | None) -> dict[str, Tensor]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = self.state_norm(hidden.to(self.state_norm.weight.dtype))
+            if shift_scale is not None:
+                hidden = modulate(hidden, shift_scale, stream.instance)
+            return {name: head(hidden) for name, head in self.heads.items()}
+
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())

@@ -1,0 +1,73 @@
+"""How state tokens learn their time t and their target time s. Context tokens have no time and never pass here."""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+TimeConditioning = Literal["add", "adaln_single"]
+
+TIME_SCALE = 1000.0  # IMM (arXiv 2503.07565, section 5): times enter as 1000 t; gaps of 1e-3 must be told apart
+NUM_FREQUENCIES = 128
+
+
+def sinusoid(time: Float[Tensor, "I"]) -> Float[Tensor, "I F"]:
+    """Cosines then sines of TIME_SCALE * time at 128 frequencies from 1 to 1/10000, computed in float64."""
+    exponent = torch.arange(NUM_FREQUENCIES, dtype=torch.float64, device=time.device) / NUM_FREQUENCIES
+    angles = TIME_SCALE * time.double()[:, None] * torch.exp(-math.log(10_000.0) * exponent)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """(t, s) -> one vector per instance, in float32 whatever the autocast: embeddings of t and of the stride t - s."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.time = self._mlp(width)
+        self.stride = self._mlp(width)
+
+    @staticmethod
+    def _mlp(width: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(2 * NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Float[Tensor, "I"], s: Float[Tensor, "I"]) -> Float[Tensor, "I W"]:
+        with torch.autocast(t.device.type, enabled=False):
+            dtype = self.time[0].weight.dtype
+            return self.time(sinusoid(t).to(dtype)) + self.stride(sinusoid(t.double() - s.double()).to(dtype))
+
+
+class Modulation(nn.Module):
+    """adaLN-single (PixArt-alpha, arXiv 2310.00426): one projection for all blocks, an offset table for each.
+
+    Gates start at 1 and shifts and scales at 0, so that a trunk that comes from a language model is, at the first
+    step, that language model on state tokens too.
+    """
+
+    def __init__(self, width: int, num_blocks: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, 6 * width)
+        self.tables = nn.Parameter(torch.zeros(num_blocks, 6, width))
+        self.final = nn.Linear(width, 2 * width)
+        self.num_blocks = num_blocks
+        for linear in (self.project, self.final):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, embedding: Float[Tensor, "I W"]) -> tuple[Float[Tensor, "N I 6 W"], Float[Tensor, "I 2 W"]]:
+        """Shift, scale and gate of attention, then of the feed-forward, for every block; shift and scale of the head."""
+        with torch.autocast(embedding.device.type, enabled=False):
+            active = nn.functional.silu(embedding)
+            shared = self.project(active).unflatten(-1, (6, -1))
+            blocks = shared + self.tables[:, None]
+            offset = blocks.new_tensor([0.0, 0.0, 1.0, 0.0, 0.0, 1.0])[:, None]
+            return blocks + offset, self.final(active).unflatten(-1, (2, -1))
+
+
+def modulate(
+    x: Float[Tensor, "B S W"], shift_scale: Float[Tensor, "I 2 W"], instance: Int[Tensor, "B S"]
+) -> Float[Tensor, "B S W"]:
+    """x (1 + scale) + shift with each token's own instance."""
+    per_token = nn.functional.embedding(instance, shift_scale.flatten(1)).unflatten(-1, shift_scale.shape[1:])
+    return x * (1 + per_token[..., 1, :]) + per_token[..., 0, :]

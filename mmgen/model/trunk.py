@@ -1,0 +1,197 @@
+"""The shared transformer: a Qwen3 block for block, with the two verbs of the design.
+
+`expand` reads clean tokens and returns the keys and values that later tokens read. `refine` reads noisy tokens, with a
+time, against such keys and values, and leaves none behind. `forward` does both, block by block, and is the only entry
+that training takes. The trunk has no dropout.
+
+Shape letters: B rows, L tokens (C of the context, S of the state), P tokens of a cache, W width, H heads, K key/value
+heads, E head dim, I instances, N blocks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import embedding as gather
+
+from mmgen.model.attention import Attend
+from mmgen.model.rope import rope_angles, rotate
+from mmgen.model.time import TimeConditioning
+
+KeyValue = tuple[Float[Tensor, "B L K E"], Float[Tensor, "B L K E"]]
+
+
+@dataclass(frozen=True)
+class TrunkConfig:
+    """Sizes of the trunk, named for what they are; see mmgen/hub for the names of Hugging Face."""
+
+    width: int = 256
+    num_layers: int = 6
+    num_heads: int = 4
+    num_kv_heads: int = 4
+    head_dim: int = 64
+    ffn_width: int = 768
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    tied: bool = True
+    """whether the text head is the text embedding"""
+    time: TimeConditioning = "adaln_single"
+    state_ffn: bool = False
+    """feed-forward weights of their own for the state stream"""
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs, so make it even")
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.width, config.num_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.width, bias=False)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+
+    def forward(
+        self, x: Float[Tensor, "B L W"], rope: tuple[Tensor, Tensor], attend: Attend, past: KeyValue | None
+    ) -> tuple[Float[Tensor, "B L W"], KeyValue]:
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        # normalised in the weights' precision: torch has no fused RMS norm for two dtypes
+        q, k = (norm(x.to(norm.weight.dtype)).to(v.dtype) for norm, x in ((self.q_norm, q), (self.k_norm, k)))
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        keys, values = (k, v) if past is None else (torch.cat([past[0], k], 1), torch.cat([past[1], v], 1))
+        return self.o_proj(attend(q, keys, values).flatten(-2)), (k, v)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.ffn_width, bias=False)
+        self.up_proj = nn.Linear(config.width, config.ffn_width, bias=False)
+        self.down_proj = nn.Linear(config.ffn_width, config.width, bias=False)
+
+    def forward(self, x: Float[Tensor, "B L W"]) -> Float[Tensor, "B L W"]:
+        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a block needs beside the hidden states of one stream. `modulation` is per block and instance (state only)."""
+
+    rope: tuple[Tensor, Tensor]
+    attend: Attend
+    modulation: Float[Tensor, "N I 6 W"] | None = None
+    instance: Int[Tensor, "B S"] | None = None
+
+
+class Block(nn.Module):
+    def __init__(self, config: TrunkConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.input_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp = FeedForward(config)
+        self.state_mlp = FeedForward(config) if config.state_ffn else None
+
+    def expand(self, x: Tensor, inputs: Inputs, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
+        attended, kv = self.self_attn(self.input_layernorm(x), inputs.rope, inputs.attend, past)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), kv
+
+    def refine(self, x: Tensor, inputs: Inputs, past: KeyValue) -> Tensor:
+        mlp = self.mlp if self.state_mlp is None else self.state_mlp
+        if inputs.modulation is None:
+            x = x + self.self_attn(self.input_layernorm(x), inputs.rope, inputs.attend, past)[0]
+            return x + mlp(self.post_attention_layernorm(x))
+        assert inputs.instance is not None, "modulation is per instance"
+        per_token = gather(inputs.instance, inputs.modulation[self.index].flatten(1)).chunk(6, dim=-1)
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = per_token
+        normed = self.input_layernorm(x) * (1 + scale_a) + shift_a
+        x = x + gate_a * self.self_attn(normed, inputs.rope, inputs.attend, past)[0]
+        normed = self.post_attention_layernorm(x) * (1 + scale_f) + shift_f
+        return x + gate_f * mlp(normed)
+
+    def forward(
+        self,
+        context: Tensor | None,
+        state: Tensor | None,
+        context_inputs: Inputs | None,
+        state_inputs: Inputs | None,
+        past: KeyValue | None,
+    ) -> tuple[Tensor | None, Tensor | None, KeyValue | None]:
+        """Expand the context if there is one, then refine the state against its keys and values (or `past`)."""
+        kv = None
+        if context is not None:
+            assert context_inputs is not None
+            context, kv = self.expand(context, context_inputs, past)
+        if state is not None:
+            reads = kv if kv is not None else past
+            assert state_inputs is not None and reads is not None, "a state is refined against a context"
+            state = self.refine(state, state_inputs, reads)
+        return context, state, kv
+
+
+class Trunk(nn.Module):
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.apply(self._init_weights)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                # depth-scaled output projections (GPT-2): the residual's variance does not grow with the layers
+                nn.init.normal_(parameter, std=0.02 / (2 * config.num_layers) ** 0.5)
+
+    @staticmethod
+    def _init_weights(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+
+    def inputs(
+        self,
+        positions: Int[Tensor, "B L 3"],
+        attend: Attend,
+        modulation: Tensor | None = None,
+        instance: Tensor | None = None,
+    ) -> Inputs:
+        rope = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+        return Inputs(rope, attend, modulation, instance)
+
+    def expand(
+        self, x: Float[Tensor, "B L W"], inputs: Inputs, past: Sequence[KeyValue] | None = None
+    ) -> tuple[Float[Tensor, "B L W"], list[KeyValue]]:
+        """Hidden states of clean tokens before the final norm, and every block's new keys and values (not those of `past`)."""
+        kvs: list[KeyValue] = []
+        for index, block in enumerate(self.layers):
+            x, _, kv = block(x, None, inputs, None, past[index] if past is not None else None)
+            kvs.append(kv)
+        return x, kvs
+
+    def refine(
+        self, x: Float[Tensor, "B S W"], inputs: Inputs, past: Sequence[KeyValue]
+    ) -> Float[Tensor, "B S W"]:
+        """Hidden states of noisy tokens before the final norm, read against `past`; nothing is committed."""
+        for block, kv in zip(self.layers, past, strict=True):
+            _, x, _ = block(None, x, None, inputs, kv)
+        return x
+
+    def forward(
+        self,
+        context: Float[Tensor, "B C W"],
+        state: Float[Tensor, "B S W"],
+        context_inputs: Inputs,
+        state_inputs: Inputs,
+    ) -> tuple[Float[Tensor, "B C W"], Float[Tensor, "B S W"]]:
+        """`expand` then `refine` of each block in turn: equal to the two in sequence, with one block's K/V alive."""
+        for block in self.layers:
+            context, state, _ = block(context, state, context_inputs, state_inputs, None)
+        return context, state

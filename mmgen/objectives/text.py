@@ -1,0 +1,12 @@
+"""The loss of text: cross entropy in nats, summed, so that who calls divides by a global count."""
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmgen.sequence import NO_LABEL
+
+
+def text_loss(logits: Float[Tensor, "N V"], labels: Int[Tensor, "N"]) -> Float[Tensor, ""]:
+    """Summed cross entropy over labels that are not NO_LABEL, in float32."""
+    return F.cross_entropy(logits.float(), labels, ignore_index=NO_LABEL, reduction="sum")

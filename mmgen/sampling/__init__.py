@@ -1,0 +1,1 @@
+"""Inference: plans, loops over expand and refine, and the sampler that interleaves them. Trains nothing."""

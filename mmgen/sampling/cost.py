@@ -1,0 +1,55 @@
+"""What a call costs: floating-point operations of the network by what they were spent on, counted from shapes.
+
+One multiply-add is two operations. Only matrix products are counted (linear maps and attention over the keys that a
+call was given, masked ones included); norms, activations and the autoencoder are not.
+"""
+
+from dataclasses import dataclass
+
+from mmgen.model.time import NUM_FREQUENCIES
+from mmgen.model.trunk import TrunkConfig
+
+
+@dataclass
+class Cost:
+    """Compute spent so far: network evaluations of pictures (per picture), operations by kind, and seconds."""
+
+    nfe: int = 0
+    prefill_flops: float = 0.0
+    refine_flops: float = 0.0
+    decode_flops: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        return self.prefill_flops + self.refine_flops + self.decode_flops
+
+    def __str__(self) -> str:
+        return f"{self.nfe} network evaluations a picture, {self.flops / 1e9:.3g} GFLOP, {self.seconds:.3g} s"
+
+
+def trunk_flops(config: TrunkConfig, num_tokens: int, num_keys: int) -> float:
+    """Operations of one pass of the blocks over `num_tokens` queries that each score `num_keys` keys."""
+    heads = config.num_heads * config.head_dim
+    kv_heads = config.num_kv_heads * config.head_dim
+    linear = config.width * (2 * heads + 2 * kv_heads) + 3 * config.width * config.ffn_width
+    return 2.0 * config.num_layers * num_tokens * (linear + 2 * heads * num_keys)
+
+
+def context_flops(config: TrunkConfig, num_tokens: int, num_keys: int, channels: int) -> float:
+    """`expand` of `num_tokens` tokens: the blocks, and the embedding of `channels`, which every context token passes."""
+    return trunk_flops(config, num_tokens, num_keys) + 2.0 * num_tokens * config.width * channels
+
+
+def state_flops(config: TrunkConfig, num_instances: int, num_tokens: int, num_keys: int, channels: int) -> float:
+    """`refine` of `num_tokens` tokens in all: blocks, embedding and head of `channels`, and the time conditioning."""
+    per_instance = 2 * (2 * NUM_FREQUENCIES * config.width + config.width**2)
+    if config.time == "adaln_single":
+        per_instance += (6 + 2) * config.width**2
+    own = num_tokens * 2 * config.width * channels + num_instances * per_instance
+    return trunk_flops(config, num_tokens, num_keys) + 2.0 * own
+
+
+def head_flops(config: TrunkConfig, num_tokens: int, vocab_size: int) -> float:
+    """Logits of `num_tokens` tokens."""
+    return 2.0 * num_tokens * config.width * vocab_size

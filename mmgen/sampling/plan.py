@@ -1,0 +1,31 @@
+"""A plan: how much compute one request spends, and on what."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A point of the surface that one checkpoint serves.
+
+    `steps` is the number of refinement steps of a picture. `guidance` w mixes G_null + w (G - G_null); 1 is none and
+    costs one network call a step instead of two. `temperature` 0 takes the likeliest token; `top_p` keeps the fewest
+    tokens whose probabilities reach it.
+    """
+
+    steps: int = 4
+    guidance: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps {self.steps} must be at least 1")
+        if self.guidance < 0:
+            raise ValueError(f"guidance {self.guidance} must be at least 0 (1 is none)")
+        if self.temperature < 0:
+            raise ValueError(f"temperature {self.temperature} must be at least 0 (0 takes the likeliest token)")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p} must be in (0, 1]")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens {self.max_tokens} must be at least 1")

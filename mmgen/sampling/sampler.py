@@ -1,0 +1,240 @@
+"""The sampler: requests in, pictures and texts out, batched. Every request has its own random numbers, so that what it
+gets does not depend on what it was batched with.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import PIL.Image
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmgen.modalities import Image, Modality, Text
+from mmgen.model.model import Model
+from mmgen.objectives import Objective
+from mmgen.rng import keyed_numpy, keyed_torch
+from mmgen.sampling.cost import Cost, context_flops, head_flops, state_flops
+from mmgen.sampling.loops import draw_token, guided, pushforward, uniform_grid
+from mmgen.sampling.plan import Plan
+from mmgen.sampling.session import Session
+from mmgen.sequence import Sample, Span
+from mmgen.tokenization.latents import picture_to_tensor, tensor_to_picture
+
+MAX_BATCH = 64
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a batch of requests got, in their order. `latents` are of unit variance, as the codec takes them."""
+
+    images: list[PIL.Image.Image] = field(default_factory=list)
+    latents: Float[Tensor, "N D h w"] | None = None
+    text: list[str] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)
+
+
+def _batches(requests: Sequence[T], seed: int, cost: Cost) -> Iterator[tuple[Sequence[T], list[int]]]:
+    """Requests and their seeds, MAX_BATCH at a time; what the caller does with a batch is timed."""
+    for start in range(0, len(requests), MAX_BATCH):
+        chunk = requests[start : start + MAX_BATCH]
+        started = time.perf_counter()
+        yield chunk, list(range(seed + start, seed + start + len(chunk)))
+        cost.seconds += time.perf_counter() - started
+
+
+class Sampler:
+    """Draws from one model. `size` (height and width of a picture in pixels) and `plan` hold where a call names none."""
+
+    def __init__(
+        self,
+        model: Model,
+        modalities: Mapping[str, Modality],
+        objective: Objective,
+        size: tuple[int, int] = (64, 64),
+        plan: Plan | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.modalities = modalities
+        self.objective = objective
+        self.size = size
+        self.plan = plan or Plan()
+        text = modalities["text"]
+        assert isinstance(text, Text)
+        self.text = text
+
+    @property
+    def image(self) -> Image:
+        """The picture modality. Raises ValueError where the model has none."""
+        image = self.modalities.get("image")
+        if not isinstance(image, Image):
+            raise ValueError(f"this model has no pictures: its modalities are {list(self.modalities)}")
+        return image
+
+    @property
+    def codec(self):
+        """The picture codec: `encode` and `decode` between pixels and latents."""
+        return self.image.codec
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[str | None],
+        plan: Plan | None = None,
+        seed: int = 0,
+        size: tuple[int, int] | None = None,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> Result:
+        """One picture a prompt; None draws without a condition. Request i draws from seed + i.
+
+        `size` is height and width in pixels. `on_batch` is told how many are done. Raises ValueError where the size
+        does not divide into tokens.
+        """
+        plan = plan or self.plan
+        grid = self.image.token_grid(*(size or self.size))
+        images, latents, cost = [], [], Cost()
+        for chunk, seeds in _batches(prompts, seed, cost):
+            latents.append(self._draw_pictures(chunk, plan, seeds, grid, cost))
+            images += [tensor_to_picture(pixels) for pixels in self.codec.decode(latents[-1])]
+            if on_batch is not None:
+                on_batch(len(images))
+        return Result(images, torch.cat(latents) if latents else None, cost=cost)
+
+    @torch.inference_mode()
+    def describe(
+        self, pictures: Sequence[PIL.Image.Image], plan: Plan | None = None, seed: int = 0
+    ) -> Result:
+        """One text a picture. Request i draws from seed + i. Raises ValueError where a size does not divide into tokens."""
+        plan = plan or self.plan
+        texts, cost = [], Cost()
+        for chunk, seeds in _batches(pictures, seed, cost):
+            rows = [self._picture_document(picture, own) for picture, own in zip(chunk, seeds, strict=True)]
+            texts += self._draw_texts(rows, plan, seeds, cost)
+        return Result(text=texts, cost=cost)
+
+    @torch.inference_mode()
+    def complete(self, prompts: Sequence[str], plan: Plan | None = None, seed: int = 0) -> Result:
+        """The text that follows each prompt. Request i draws from seed + i."""
+        plan = plan or self.plan
+        texts, cost = [], Cost()
+        for chunk, seeds in _batches(prompts, seed, cost):
+            texts += self._draw_texts([self._prompt(prompt) for prompt in chunk], plan, seeds, cost)
+        return Result(text=texts, cost=cost)
+
+    @torch.inference_mode()
+    def bits(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "N"], Int[np.ndarray, "N"]]:
+        """Negative log-likelihood in nats, and UTF-8 bytes, of each text as a whole document (its end included)."""
+        nats = []
+        for chunk, _ in _batches(texts, 0, Cost()):
+            rows = [[*self._prompt(text), self._end(text)] for text in chunk]
+            session = self._session(rows)
+            hidden = session.read_all(rows)
+            for row, spans in enumerate(rows):
+                ids = torch.cat([span.ids for span in spans if span.ids is not None]).to(hidden.device)
+                log_probs = self.model.logits(hidden[row, : len(ids) - 1]).double().log_softmax(-1)
+                nats.append(-log_probs.gather(-1, ids[1:, None]).sum().item())
+        return np.array(nats), np.array([len(text.encode()) for text in texts])
+
+    def _prompt(self, text: str | None) -> list[Span]:
+        spans = [self.text.begin()]
+        if text is not None:
+            spans.append(self.text.span(self.text.tokenizer.encode(text), 1, predicted=False))
+        return spans
+
+    def _end(self, text: str) -> Span:
+        position = self._prompt(text)[-1].next_position
+        return self.text.span([self.text.tokenizer.end], position, predicted=False)
+
+    def _picture_document(self, picture: PIL.Image.Image, seed: int) -> list[Span]:
+        image = self.image
+        self.image.token_grid(picture.height, picture.width)
+        latents = image.codec.encode(picture_to_tensor(picture)[None])[0]
+        values, height, width = image.patchify(latents)
+        size = image.size_span(height, width, 1, predicted=False)
+        draw = keyed_numpy(seed, "commit")
+        span = image.span(values, height, width, size.next_position, draw, read=True, predicted=False)
+        return [self.text.begin(), size, span]
+
+    def _session(self, rows: Sequence[Sequence[Span]], more: int = 0) -> Session:
+        longest = max(sum(map(len, row)) for row in rows)
+        return Session(self.model, self.modalities, len(rows), longest + more)
+
+    def _draw_pictures(
+        self, prompts: Sequence[str | None], plan: Plan, seeds: Sequence[int], grid: tuple[int, int], cost: Cost
+    ) -> Float[Tensor, "R D h w"]:
+        conditions = [self._with_size(self._prompt(prompt), grid) for prompt in prompts]
+        output = self._picture_output(conditions, grid, plan.steps, cost)
+        null = output
+        if plan.guidance != 1:
+            null = self._picture_output([self._with_size(self._prompt(None), grid)] * len(prompts), grid, plan.steps, cost)
+        shape = (grid[0] * grid[1], self.image.channels)
+        noise = torch.stack([torch.randn(shape, generator=keyed_torch(seed, "picture")) for seed in seeds])
+        x = noise.to(self._device, self._dtype) * self.image.sigma_data
+        x = pushforward(
+            guided(output, null, plan.guidance), self.objective.path.jump, x, uniform_grid(plan.steps)
+        )
+        cost.nfe = plan.steps * (1 if plan.guidance == 1 else 2)
+        return torch.stack([self.image.unpatchify(tokens, *grid) for tokens in x.float().cpu()])
+
+    def _with_size(self, spans: list[Span], grid: tuple[int, int]) -> list[Span]:
+        return [*spans, self.image.size_span(*grid, spans[-1].next_position, predicted=False)]
+
+    def _picture_output(self, rows: list[list[Span]], grid: tuple[int, int], steps: int, cost: Cost):
+        session = self._session(rows)
+        session.read(rows)
+        config, length = self.model.config, session.cache.length
+        channels = self._context_channels
+        cost.prefill_flops += context_flops(config, len(rows) * length, length, channels)
+        tokens = grid[0] * grid[1]
+        cost.refine_flops += steps * state_flops(
+            config, len(rows), len(rows) * tokens, length + tokens, self.image.channels
+        )
+        noisy = [self.image.noisy_span(*grid, position) for position in session.positions]
+        return session.output(noisy, self.objective.told_target)
+
+    def _draw_texts(self, rows: list[list[Span]], plan: Plan, seeds: Sequence[int], cost: Cost) -> list[str]:
+        tokenizer, config = self.text.tokenizer, self.model.config
+        session = self._session(rows, plan.max_tokens)
+        hidden = session.read(rows)
+        length, channels = session.cache.length, self._context_channels
+        cost.prefill_flops += context_flops(config, len(rows) * length, length, channels)
+        draws = [keyed_numpy(seed, "text") for seed in seeds]
+        texts: list[list[int]] = [[] for _ in rows]
+        running = set(range(len(rows)))
+        not_text = sorted(tokenizer.specials - {tokenizer.end})
+        for number in range(plan.max_tokens):
+            logits = self.model.logits(hidden)
+            cost.decode_flops += head_flops(config, len(rows), logits.shape[-1])
+            logits[:, not_text] = -torch.inf
+            for row in sorted(running):
+                token = draw_token(logits[row].cpu(), plan.temperature, plan.top_p, draws[row])
+                if token == tokenizer.end:
+                    running.remove(row)
+                else:
+                    texts[row].append(token)
+            if not running or number + 1 == plan.max_tokens:
+                break
+            hidden = session.read(
+                [
+                    [self.text.span(texts[row][-1:], session.positions[row], predicted=False)] if row in running else []
+                    for row in range(len(rows))
+                ]
+            )
+            cost.decode_flops += context_flops(config, len(rows), session.cache.length, channels)
+        return [tokenizer.decode(ids) for ids in texts]
+
+    @property
+    def _context_channels(self) -> int:
+        return sum(modality.channels for modality in self.modalities.values())
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.text_embedding.weight.device
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.model.text_embedding.weight.dtype

@@ -1,0 +1,1 @@
+"""Between what people see and what the trunk reads: text <-> ids, pictures <-> normalised latents."""

@@ -1,0 +1,62 @@
+"""Batches made ready ahead of the step, in a process beside it: packing, noise and the attention's plan.
+
+Everything here is a pure function of the loader's state and the seed, so where it runs changes nothing.
+"""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from mmgen.data.loader import Loader
+from mmgen.model.attention import AttentionBackend
+from mmgen.model.model import BatchAttention, plan_batch
+from mmgen.objectives import Objective
+from mmgen.objectives.draw import NoisyState, draw_state
+from mmgen.sequence import PackedBatch
+
+PREFETCH = 3
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One batch as a step takes it."""
+
+    batch: PackedBatch
+    state: NoisyState
+    attention: BatchAttention
+
+
+class _Feeds(IterableDataset):
+    def __init__(self, loader: Loader, objective: Objective, seed: int, backend: AttentionBackend) -> None:
+        self.loader = loader
+        self.objective = objective
+        self.seed = seed
+        self.backend: AttentionBackend = backend
+
+    def __iter__(self) -> Iterator[tuple[Feed, dict[str, Any]]]:
+        for batch, state in self.loader:
+            drawn = draw_state(batch, self.loader.modalities, self.objective, self.seed)
+            yield Feed(batch, drawn, plan_batch(batch, self.backend)), state
+
+
+def feeds(
+    loader: Loader, objective: Objective, seed: int, backend: AttentionBackend, ahead: bool
+) -> Iterator[tuple[Feed, dict[str, Any]]]:
+    """(batch ready for its step, the loader's state after it), without end; made in another process if `ahead`."""
+    dataset = _Feeds(loader, objective, seed, backend)
+    if not ahead:
+        return iter(dataset)
+    return iter(
+        DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=PREFETCH, worker_init_fn=_begin_worker)
+    )
+
+
+def _begin_worker(_: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the trainer decides when to stop, and then ends its worker.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)

@@ -1,0 +1,134 @@
+"""AdamW with its parameter groups, and the learning rate as a pure function of the step.
+
+Knows parameters by name and shape only; which modules exist is the model's business.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer and its schedule."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's first and second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay (times the learning rate), on matrices that `no_decay` does not name."""
+    no_decay: tuple[str, ...] = ("embed",)
+    """Regular expressions: parameters with a match in their name are not decayed. Vectors never are."""
+    warmup_steps: int = 100
+    """Steps of linear growth from 0 to the peak."""
+    schedule: Literal["constant", "cosine", "wsd"] = "wsd"
+    """After the warm-up: constant; a half cosine; or constant, then a linear decay (warm-up, stable, decay)."""
+    decay_share: float = 0.2
+    """Share of all steps that the last phase of `wsd` takes."""
+    final_lr_share: float = 0.0
+    """Share of the peak that `cosine` and `wsd` end at."""
+    grad_clip: float = 1.0
+    """Largest norm of the whole gradient; a larger one is scaled down to it. 0: no clipping."""
+
+    def __post_init__(self) -> None:
+        positive = {"lr": self.lr, "eps": self.eps}
+        for name, value in positive.items():
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0, is {value}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be at least 0 and below 1, are {self.betas}")
+        for name in ("weight_decay", "warmup_steps", "grad_clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, is {getattr(self, name)}")
+        for name in ("decay_share", "final_lr_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, is {getattr(self, name)}")
+        for pattern in self.no_decay:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"no_decay: {pattern!r} is no regular expression ({error})") from None
+
+
+def learning_rate(config: OptimConfig, step: int, total: int) -> float:
+    """Returns the learning rate of optimizer step `step` (the first is 0) of `total`.
+
+    The warm-up begins at 1 / warmup_steps of the peak and a decay reaches `final_lr_share` of it only after the last
+    step: no step is wasted on a rate of 0. WSD: arXiv 2404.06395, section 4; its linear decay: arXiv 2405.18392.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    if config.schedule == "cosine":
+        decay_steps = total - config.warmup_steps
+    else:
+        decay_steps = min(round(config.decay_share * total), total - config.warmup_steps)
+    left = total - step
+    if left >= decay_steps:
+        return config.lr
+    share = max(left, 0) / decay_steps
+    if config.schedule == "cosine":
+        share = (1 - math.cos(math.pi * share)) / 2
+    return config.lr * (config.final_lr_share + (1 - config.final_lr_share) * share)
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Returns AdamW over the parameters that want gradients, with its state made (zeros).
+
+    The state exists from the start, also for parameters that a data mix never reaches, so that every checkpoint of a
+    run holds the same tensors. Fused on devices that torch fuses it for. Raises ValueError where nothing is trainable.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise ValueError("the model has no parameter that wants a gradient: nothing to train")
+    decayed = {name for name, p in named.items() if decays(name, p, config)}
+    groups = [
+        {"params": [p for name, p in named.items() if name in decayed], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in named.items() if name not in decayed], "weight_decay": 0.0},
+    ]
+    fused = all(p.device.type in ("cpu", "cuda") for p in named.values())
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        fused=fused,
+    )
+    _make_state(optimizer)
+    return optimizer
+
+
+def decays(name: str, parameter: Tensor, config: OptimConfig) -> bool:
+    """Returns whether weight decay acts on a parameter: matrices that are not embeddings; never norms and biases."""
+    return parameter.ndim >= 2 and not any(re.search(pattern, name) for pattern in config.no_decay)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Lets the optimizer make its state by a step that changes nothing, then sets the counters back to 0."""
+    lrs = [group["lr"] for group in optimizer.param_groups]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    assert all(p.grad is None for p in parameters), "gradients exist already"
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    set_learning_rate(optimizer, 0.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+        group["lr"] = lr
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.zero_()

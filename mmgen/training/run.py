@@ -1,0 +1,139 @@
+"""A run: its whole configuration, the parts built from it, and a finished run loaded for sampling."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmgen.config import load_yaml
+from mmgen.data.loader import DataConfig
+from mmgen.data.streams import SourceConfig
+from mmgen.modalities import Modality, build_modalities
+from mmgen.model.attention import AttentionBackend
+from mmgen.model.model import Model
+from mmgen.model.trunk import TrunkConfig
+from mmgen.objectives import FlowMatchingConfig, Objective, ObjectiveConfig, build_objective
+from mmgen.sampling.plan import Plan
+from mmgen.sampling.sampler import Sampler
+from mmgen.tokenization.text import TextTokenizer, load_text_tokenizer
+from mmgen.training.checkpoint import latest_checkpoint, load_model_weights
+from mmgen.training.metrics import LogConfig
+from mmgen.training.optim import OptimConfig
+
+CONFIG_NAME = "config.yaml"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class PreviewConfig:
+    """Pictures drawn during training with the averaged weights: a row for each number of steps."""
+
+    every: int = 0
+    """steps between previews; 0 draws none"""
+    prompts: tuple[str, ...] = ()
+    steps: tuple[int, ...] = (1, 4)
+    guidance: float = 2.0
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Losses on held-out sources with the averaged weights; the same draws every time."""
+
+    every: int = 0
+    """steps between validations; 0 makes none"""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    batches: int = 4
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 1000
+    """steps between checkpoints; there is always one at the end"""
+    keep_last: int = 2
+    milestones: int = 0
+    """checkpoints at multiples of this many steps are kept for good; 0 keeps none"""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 1000
+    precision: str = "bf16"
+    """bf16 (autocast: matrix products in bfloat16, the rest in float32), float32 or float64"""
+    attention: AttentionBackend = "runs"
+    prefetch: bool = True
+    """make batches ready in a process beside the step"""
+    ema_decay: float = 0.999
+    skip_budget: int = 10
+    """optimizer steps that may be left out because a loss or gradient was not finite"""
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("bf16", "float32", "float64"):
+            raise ValueError(f"precision {self.precision!r} must be bf16, float32 or float64")
+        if self.steps < 1:
+            raise ValueError(f"steps {self.steps} must be at least 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run depends on."""
+
+    run: str = "runs/default"
+    """the folder that the run writes"""
+    seed: int = 0
+    tokenizer: str = "tokenizers/emoji-text"
+    size: tuple[int, int] = (64, 64)
+    """height and width in pixels of a picture that is asked for without one"""
+    modalities: dict[str, dict[str, Any]] = field(default_factory=lambda: {"text": {}, "image": {}})
+    model: TrunkConfig = field(default_factory=TrunkConfig)
+    objective: ObjectiveConfig = field(default_factory=FlowMatchingConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    plan: Plan = field(default_factory=lambda: Plan(steps=4, guidance=2.0))
+    """how this run is sampled where nothing else is asked for"""
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a configuration builds. The model's weights are drawn from torch's global generator: seed it first."""
+
+    tokenizer: TextTokenizer
+    modalities: dict[str, Modality]
+    model: Model
+    objective: Objective
+
+
+def build(config: RunConfig) -> Parts:
+    """The parts of a run. Raises ValueError where the configuration does not fit together."""
+    tokenizer = load_text_tokenizer(config.tokenizer)
+    modalities = build_modalities(config.modalities, tokenizer)
+    model = Model(config.model, modalities, tokenizer.vocab_size)
+    return Parts(tokenizer, modalities, model, build_objective(config.objective))
+
+
+def load(run: str | Path, which: str = "ema") -> Sampler:
+    """A sampler of a run's latest checkpoint (`which`: its averaged weights, or the plain ones, "model").
+
+    `run` is a run's folder or one of its checkpoints. Raises ValueError where there is no such run or checkpoint.
+    """
+    folder = Path(run)
+    checkpoint = folder if (folder / "state.json").is_file() else latest_checkpoint(folder / CHECKPOINTS)
+    if checkpoint is None:
+        raise ValueError(
+            f"{folder} holds no checkpoint: expected the folder of a run that `mmgen train` wrote"
+        )
+    config = load_run_config(checkpoint.parent.parent)
+    parts = build(config)
+    parts.model.load_state_dict(load_model_weights(checkpoint, which))
+    return Sampler(parts.model, parts.modalities, parts.objective, config.size, config.plan)
+
+
+def load_run_config(folder: Path) -> RunConfig:
+    """The resolved configuration that a run saved. Raises ValueError where there is none."""
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise ValueError(f"{folder} is not the folder of a run: it has no {CONFIG_NAME}")
+    return load_yaml(path, RunConfig)

@@ -1,0 +1,235 @@
+"""The training loop: one readable function over the parts that the configuration names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from mmgen.config import fingerprint, save_yaml, to_mapping
+from mmgen.data.loader import DataConfig, Loader
+from mmgen.evaluation.grid import picture_grid
+from mmgen.objectives import text_loss
+from mmgen.sampling.sampler import Sampler
+from mmgen.sequence import NO_LABEL, move
+from mmgen.training.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    optimizer_state,
+    prune,
+    save_checkpoint,
+)
+from mmgen.training.ema import Ema
+from mmgen.training.feed import Feed, feeds
+from mmgen.training.guards import FiniteGuard, Interrupt
+from mmgen.training.metrics import Meters, Reporter
+from mmgen.training.optim import build_optimizer, learning_rate, set_learning_rate
+from mmgen.training.run import CHECKPOINTS, CONFIG_NAME, Parts, RunConfig, build, load_run_config
+
+# what a resumed run may change without becoming another run
+FREE_ON_RESUME = {"train.steps", "log", "checkpoint", "preview", "plan", "run"}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The sum of a modality's losses over its tokens, and their count."""
+
+    total: Tensor
+    count: Tensor
+
+    def mean(self) -> Tensor:
+        return self.total / self.count.clamp(min=1)
+
+
+def compute_losses(parts: Parts, feed: Feed, precision: str, device: torch.device) -> dict[str, Loss]:
+    """The loss of every modality on one batch: expand the context, refine the state, nothing else."""
+    feed = move(feed, device)
+    batch, state = feed.batch, feed.state
+    told = parts.objective.told_target(state.t, state.s)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        hidden, outputs = parts.model(batch, state.x, state.t, told, feed.attention)
+    asked = batch.labels != NO_LABEL
+    losses = {"text": Loss(text_loss(parts.model.logits(hidden[asked]), batch.labels[asked]), asked.sum())}
+    for name, output in outputs.items():
+        here = batch.state.modality == list(parts.modalities).index(name)
+        per_token = parts.objective.token_loss(output, batch.state.values[name], state.noise[name])
+        losses[name] = Loss(torch.where(here, per_token, 0.0).sum(), here.sum())
+    return losses
+
+
+def weighted(parts: Parts, losses: Mapping[str, Loss]) -> Tensor:
+    """What is minimized: each modality's mean times its weight."""
+    return torch.stack(
+        [parts.modalities[name].loss_weight * loss.mean() for name, loss in losses.items()]
+    ).sum()
+
+
+def train(config: RunConfig, resume: bool = False) -> Path:
+    """Trains to `config.train.steps`, or until a signal asks to stop, and returns the last checkpoint.
+
+    Raises ValueError where the run exists and `resume` is not set, or where what is resumed is another run.
+    """
+    run = Path(config.run)
+    latest = _prepare(run, config, resume)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(config.seed)
+    parts = build(config)
+    model = parts.model.to(device, torch.float64 if config.train.precision == "float64" else torch.float32)
+    ema = Ema(model, config.train.ema_decay)
+    optimizer = build_optimizer(model, config.optim)
+    loader = Loader(config.data, parts.modalities, config.seed)
+    guard = FiniteGuard(config.train.skip_budget)
+    step = samples = 0
+    if latest is not None:
+        tensors = {
+            "model": model.state_dict(),
+            "ema": ema.state_dict(),
+            "optimizer": optimizer_state(model, optimizer),
+        }
+        scalars = load_checkpoint(latest, tensors)
+        step, samples, guard.skipped = scalars["step"], scalars["samples"], scalars["skipped"]
+        loader.load_state(scalars["loader"])
+    saved = step if latest is not None else -1
+
+    def save(state: dict[str, Any]) -> Path:
+        tensors = {
+            "model": model.state_dict(),
+            "ema": ema.state_dict(),
+            "optimizer": optimizer_state(model, optimizer),
+        }
+        scalars = {"step": step, "samples": samples, "skipped": guard.skipped, "loader": state}
+        path = save_checkpoint(run / CHECKPOINTS, step, tensors, scalars)
+        prune(run / CHECKPOINTS, config.checkpoint.keep_last, config.checkpoint.milestones)
+        return path
+
+    path = latest
+    state = loader.state()
+    ready = feeds(loader, parts.objective, config.seed, config.train.attention, ahead=config.train.prefetch)
+    meters = Meters()
+    total = config.train.steps
+    report = Reporter(
+        run, config.log, total_steps=total, step=step, samples=samples, resolved=to_mapping(config)
+    )
+    with Interrupt() as interrupt, report:
+        report.say(_describe(config, parts, device, latest))
+        while step < total and not interrupt.requested():
+            feed, state = next(ready)
+            set_learning_rate(optimizer, lr := learning_rate(config.optim, step, total))
+            model.train()
+            losses = compute_losses(parts, feed, config.train.precision, device)
+            loss = weighted(parts, losses)
+            loss.backward()
+            norm = clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"))
+            if guard.passes(step, loss=loss, grad_norm=norm):
+                optimizer.step()
+                ema.update(model, step)
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            samples += feed.batch.num_documents
+            for name, part in losses.items():
+                meters.add(f"{name}_loss", part.total, part.count)
+            meters.add("loss", loss)
+            meters.add("grad_norm", norm)
+            report.advance(step, samples)
+            if step % config.log.every == 0 or step == total:
+                means = meters.read()
+                report.row(step, samples, {"loss": means.pop("loss"), **means, "lr": lr})
+            if _due(config.validation.every, step, total):
+                with ema.swapped(model):
+                    report.row(step, samples, validate(parts, config, device))
+            if _due(config.preview.every, step, total) and config.preview.prompts:
+                with ema.swapped(model):
+                    report.say(f"preview {preview(parts, config, run, step)}")
+            if step % config.checkpoint.every == 0:
+                path, saved = save(state), step
+        if saved != step:
+            path = save(state)
+        report.say(f"{'finished' if step >= total else 'stopped'} at step {step} of {total}: {path}")
+    assert path is not None
+    return path
+
+
+@torch.no_grad()
+def validate(parts: Parts, config: RunConfig, device: torch.device) -> dict[str, float]:
+    """Mean losses on the held-out sources, with draws that do not depend on the step."""
+    parts.model.eval()
+    data = DataConfig(config.validation.sources, config.data.compose, config.data.pack)
+    loader = Loader(data, parts.modalities, config.seed + 1)
+    meters = Meters()
+    ready = feeds(loader, parts.objective, config.seed + 1, config.train.attention, ahead=False)
+    for feed, _ in islice(ready, config.validation.batches):
+        for name, loss in compute_losses(parts, feed, config.train.precision, device).items():
+            meters.add(f"validation_{name}_loss", loss.total, loss.count)
+    return meters.read()
+
+
+def preview(parts: Parts, config: RunConfig, run: Path, step: int) -> Path:
+    """Draws the preview prompts with each number of steps and writes one grid under the run's `previews`."""
+    sampler = Sampler(parts.model, parts.modalities, parts.objective, config.size, config.plan)
+    rows = [
+        sampler.generate(
+            config.preview.prompts, replace(config.plan, steps=steps, guidance=config.preview.guidance)
+        ).images
+        for steps in config.preview.steps
+    ]
+    path = run / "previews" / f"step-{step:08d}.png"
+    path.parent.mkdir(exist_ok=True)
+    labels = [f"{steps} step{'s' if steps > 1 else ''}" for steps in config.preview.steps]
+    picture_grid(rows, labels, config.preview.prompts).save(path)
+    return path
+
+
+def _due(every: int, step: int, total: int) -> bool:
+    return every > 0 and (step % every == 0 or step == total)
+
+
+def _prepare(run: Path, config: RunConfig, resume: bool) -> Path | None:
+    """The checkpoint to continue from; writes the resolved configuration of a new run."""
+    latest = latest_checkpoint(run / CHECKPOINTS)
+    if not resume:
+        if latest is not None:
+            raise ValueError(
+                f"{run} already holds a run at {latest.name}: add --resume, or choose another --run"
+            )
+        run.mkdir(parents=True, exist_ok=True)
+        save_yaml(config, run / CONFIG_NAME)
+        return None
+    if latest is None:
+        raise ValueError(f"--resume: {run} holds no checkpoint to continue from; leave --resume out to begin")
+    old = load_run_config(run)
+    if fingerprint(old) != fingerprint(config):
+        changed = [key for key in _differences(to_mapping(old), to_mapping(config)) if not _is_free(key)]
+        if changed:
+            raise ValueError(
+                f"--resume: {run} was trained with other values of {', '.join(changed)}; "
+                f"only {', '.join(sorted(FREE_ON_RESUME))} may change"
+            )
+        save_yaml(config, run / CONFIG_NAME)
+    return latest
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [
+            path
+            for key in keys
+            for path in _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+        ]
+    return [] if old == new else [where]
+
+
+def _describe(config: RunConfig, parts: Parts, device: torch.device, latest: Path | None) -> str:
+    begin = f"resuming {latest}" if latest is not None else f"training {config.run}"
+    return (
+        f"{begin}: {parts.model.num_parameters() / 1e6:.2f}M parameters, {config.objective.name}, "
+        f"{config.train.precision}, {config.train.attention} attention, on {device.type}"
+    )

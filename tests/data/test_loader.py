@@ -1,0 +1,212 @@
+"""Batches: nothing cut, lost or repeated; the state of one batch gives the next one bit for bit."""
+
+import json
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmgen.data.compose import ComposeConfig, compose
+from mmgen.data.loader import DataConfig, Loader
+from mmgen.data.pack import PackConfig, Packer, document_lengths
+from mmgen.data.shards import write_shards
+from mmgen.data.streams import Position, SampleStream, SourceConfig
+from mmgen.modalities.layout import BatchWriter
+from mmgen.rng import keyed_numpy
+from mmgen.sequence import NO_LABEL, PAD, PackedBatch, Sample
+from tests.parts import documents, modalities, sample, tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 samples in 5 shards; the metadata field `kind` has two values, `tone` only some have."""
+    items = []
+    for i in range(50):
+        one = sample(i)
+        metadata = {"kind": "even" if i % 2 == 0 else "odd"} | ({"tone": 1} if i < 20 else {})
+        items.append(Sample(one.key, "", one.captions, one.picture, metadata=metadata))
+    path = tmp_path_factory.mktemp("data") / "set"
+    write_shards(path, items, lambda _: "train", "test", max_samples_per_shard=10)
+    return path
+
+
+def keys_of_epoch(stream: SampleStream, epoch: int) -> list[str]:
+    position = stream.find(Position(epoch))
+    keys = []
+    while position.epoch == epoch:
+        keys.append(stream.at(position).key)
+        position = stream.find(Position(position.epoch, position.window, position.index + 1))
+    return keys
+
+
+def test_an_epoch_holds_every_sample_once_in_an_order_of_its_own(folder: Path):
+    stream = SampleStream("a", SourceConfig(str(folder), window=2), seed=0)
+    first, second = keys_of_epoch(stream, 0), keys_of_epoch(stream, 1)
+    assert Counter(first) == Counter(second) == Counter(f"sample{i}" for i in range(50))
+    assert first != second
+    assert first == keys_of_epoch(SampleStream("a", SourceConfig(str(folder), window=2), seed=0), 0)
+    assert first != keys_of_epoch(SampleStream("a", SourceConfig(str(folder), window=2), seed=1), 0)
+
+
+def test_shuffling_goes_beyond_a_shard(folder: Path):
+    keys = keys_of_epoch(SampleStream("a", SourceConfig(str(folder), window=5), seed=0), 0)
+    first_ten = {int(key.removeprefix("sample")) // 10 for key in keys[:10]}
+    assert len(first_ten) > 2
+
+
+def test_include_and_thin(folder: Path, tmp_path: Path):
+    (tmp_path / "kinds.txt").write_text("# taken\neven\n")
+    stream = SampleStream("a", SourceConfig(str(folder), include={"kind": str(tmp_path / "kinds.txt")}), seed=0)
+    assert sorted(keys_of_epoch(stream, 0)) == sorted(f"sample{i}" for i in range(0, 50, 2))
+    stream = SampleStream("a", SourceConfig(str(folder), thin={"tone": 0.5}), seed=0)
+    epochs = [set(keys_of_epoch(stream, epoch)) for epoch in range(8)]
+    toned = {f"sample{i}" for i in range(20)}
+    assert all({f"sample{i}" for i in range(20, 50)} <= keys for keys in epochs), "the others are never thinned"
+    assert 5 < sum(len(keys & toned) for keys in epochs) / 8 < 15
+    assert epochs[0] != epochs[1]
+
+
+def test_a_filter_that_leaves_nothing_is_an_error(folder: Path, tmp_path: Path):
+    (tmp_path / "kinds.txt").write_text("neither\n")
+    stream = SampleStream("a", SourceConfig(str(folder), include={"kind": str(tmp_path / "kinds.txt")}), seed=0)
+    with pytest.raises(ValueError, match="no usable sample"):
+        stream.find(Position())
+
+
+def config(folder: Path, **sources: float) -> DataConfig:
+    named = {name: SourceConfig(str(folder), weight=weight, window=2) for name, weight in (sources or {"a": 1.0}).items()}
+    tasks = ComposeConfig({"text image": 0.6, "image text": 0.2, "text": 0.2})
+    return DataConfig(named, tasks, PackConfig(2, 128, 128))
+
+
+def flat(batch: PackedBatch) -> list[torch.Tensor]:
+    context, state = batch.context, batch.state
+    return [context.ids, context.values["image"], context.positions, context.layout.rank, context.layout.document,
+            state.values["image"], state.layout.block, batch.labels, batch.instances.group]  # fmt: skip
+
+
+@pytest.mark.parametrize("sources", [{"a": 1.0}, {"a": 1.0, "b": 3.0}])
+def test_resuming_after_any_batch_gives_the_same_batches(folder: Path, sources: dict[str, float]):
+    whole = list(islice(Loader(config(folder, **sources), modalities(), seed=3), 8))
+    for cut in (1, 4):
+        state = json.loads(json.dumps(whole[cut - 1][1]))
+        loader = Loader(config(folder, **sources), modalities(), seed=3)
+        loader.load_state(state)
+        for (batch, after), (expected, expected_after) in zip(islice(loader, 3), whole[cut:], strict=False):
+            assert after == expected_after
+            assert all(torch.equal(x, y) for x, y in zip(flat(batch), flat(expected), strict=True))
+
+
+def test_no_sample_is_lost_between_batches(folder: Path):
+    loader = Loader(config(folder), modalities(), seed=3)
+    placed = sum(batch.num_documents for batch, _ in islice(loader, 6))
+    assert placed + len(loader.waiting) == loader.num_drawn
+
+
+def test_sources_are_drawn_by_weight(folder: Path):
+    loader = Loader(config(folder, a=1.0, b=3.0), modalities(), seed=3)
+    drawn = [loader._draw().source for _ in range(400)]
+    assert 0.68 < drawn.count("b") / 400 < 0.82
+
+
+def test_another_set_of_sources_is_refused(folder: Path):
+    state = Loader(config(folder), modalities(), seed=3).state()
+    with pytest.raises(ValueError, match="sources"):
+        Loader(config(folder, b=1.0), modalities(), seed=3).load_state(state)
+
+
+def test_a_task_with_an_unknown_modality_is_refused(folder: Path):
+    data = DataConfig({"a": SourceConfig(str(folder))}, ComposeConfig({"text sound": 1.0}))
+    with pytest.raises(ValueError, match="sound"):
+        Loader(data, modalities(), seed=0)
+
+
+def test_every_document_stands_whole_in_one_row_and_within_it_in_rank_order():
+    items = documents(5) + documents(5, "image text") + documents(3, "text")
+    packer = Packer(PackConfig(3, 128, 128), modalities())
+    placed = [document for document in items if packer.add(document)]
+    batch = packer.finish()
+    layout = batch.context.layout
+    lengths = {}
+    for row in range(3):
+        for document in layout.document[row].unique().tolist():
+            if document != PAD:
+                here = layout.document[row] == document
+                assert document not in lengths, "a document lies in one row"
+                lengths[document] = (int(here.sum()), int((batch.state.layout.document[row] == document).sum()))
+                assert layout.rank[row][here].diff().ge(0).all()
+                assert here.nonzero()[:, 0].diff().eq(1).all()
+    assert sorted(lengths.values()) == sorted(map(document_lengths, placed))
+
+
+def test_a_document_longer_than_a_row_is_refused_not_cut():
+    packer = Packer(PackConfig(1, 128, 128), modalities())
+    (large,) = documents(1)
+    long = compose(Sample("long", "", {"text": "red " * 200}), ComposeConfig({"text": 1.0}), modalities(), keyed_numpy(0))
+    assert packer.fits_empty(large)
+    assert not packer.fits_empty(long)
+    assert not packer.add(long)
+
+
+def test_labels_are_the_next_tokens_and_nothing_predicts_the_first():
+    names = tokenizer()
+    batch = Packer(PackConfig(1, 128, 128), modalities())
+    (document,) = documents(1)
+    batch.add(document)
+    packed = batch.finish()
+    ids = torch.cat([span.ids for span in document.spans if span.ids is not None])
+    assert packed.context.ids[0, : len(ids)].tolist() == ids.tolist()
+    assert packed.labels[0, : len(ids) - 1].tolist() == ids[1:].tolist()
+    assert packed.labels[0, len(ids) - 1 :].eq(NO_LABEL).all()
+    assert ids[0] == names.begin
+    assert [names.height_of(int(ids[-2])), names.width_of(int(ids[-1]))] == [4, 4]
+
+
+def test_a_picture_that_begins_a_document_is_read_committed_and_predicts_the_first_text_token():
+    (document,) = documents(1, "image text")
+    packer = Packer(PackConfig(1, 128, 128), modalities())
+    packer.add(document)
+    batch = packer.finish()
+    picture, caption = document.spans[2], document.spans[3]
+    assert picture.committed is not None and not torch.equal(picture.committed, picture.values)
+    assert torch.equal(batch.context.values["image"][0, 3:19], picture.committed)
+    assert torch.equal(batch.state.values["image"][0, :16], picture.values)
+    assert batch.labels[0, 18] == caption.ids[0], "the last clean token predicts the first of the text"
+    assert batch.labels[0, :18].eq(NO_LABEL).all(), "the size is given, not predicted"
+    assert caption.ids[-1] == tokenizer().end
+
+
+def test_nothing_follows_the_last_picture_and_its_clean_copy_is_not_in_the_context():
+    (document,) = documents(1)
+    assert document.spans[-1].modality == "image"
+    context, state = document_lengths(document)
+    assert (context, state) == (len(document) - 16, 16)
+
+
+def test_positions_go_on_after_a_picture_whether_or_not_it_is_in_the_context():
+    image = modalities()["image"]
+    span = image.span(torch.zeros(12, image.channels), 3, 4, 10, keyed_numpy(0), read=False)
+    assert span.positions[0].tolist() == [10, 10, 10]
+    assert span.positions[-1].tolist() == [10, 12, 13]
+    assert span.next_position == 14
+
+
+def test_a_dropped_condition_leaves_begin_and_size():
+    for document in documents(5, drop=1.0):
+        assert [span.modality for span in document.spans] == ["text", "text", "image"]
+        assert [len(span) for span in document.spans] == [1, 2, 16]
+
+
+def test_a_noisy_copy_reads_what_its_clean_twin_reads():
+    """The rank of the state's tokens is that of the clean block, so an image-first document's null context is 3 tokens."""
+    writer = BatchWriter(1, 64, 64, modalities())
+    (document,) = documents(1, "image text")
+    writer.begin(0, 0)
+    for span in document.spans:
+        writer.add(span)
+    batch = writer.finish(1)
+    clean = batch.context.layout.rank[0, 3]
+    assert batch.state.layout.rank[0, :16].eq(clean).all()
+    assert not batch.state.layout.public[0, :16].any()

@@ -1,0 +1,134 @@
+"""What a request gets depends on the request alone, and on the model as it was trained."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmgen.data.pack import PackConfig, Packer
+from mmgen.model.model import plan_batch
+from mmgen.objectives import FlowMatching, FlowMatchingConfig
+from mmgen.sampling.plan import Plan
+from mmgen.sampling.sampler import Sampler
+from mmgen.sampling.session import Session
+from tests.parts import TINY, documents, modalities, model, picture
+
+PROMPTS = ["red square", "a large blue circle on the white square", "the picture", None, "green"]
+
+
+def sampler(dtype: torch.dtype = torch.float64, **overrides: object) -> Sampler:
+    net = model(replace(TINY, **overrides), dtype=dtype)
+    return Sampler(net, modalities(), FlowMatching(FlowMatchingConfig()), (16, 16))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_pictures_batched_equal_one_by_one(guidance: float):
+    draws = sampler(torch.float32)
+    plan = Plan(steps=3, guidance=guidance)
+    together = draws.generate(PROMPTS, plan, seed=7).latents
+    assert together is not None
+    for index, prompt in enumerate(PROMPTS):
+        alone = draws.generate([prompt], plan, seed=7 + index).latents
+        torch.testing.assert_close(alone[0], together[index], rtol=0, atol=1e-4)
+    assert (together[0] - draws.generate(PROMPTS[:1], plan, seed=8).latents[0]).abs().max() > 0.1, "seeds matter"
+
+
+def test_texts_batched_equal_one_by_one():
+    writes = sampler()
+    plan = Plan(max_tokens=12)
+    pictures = [picture(i) for i in range(5)]
+    together = writes.describe(pictures, plan, seed=3).text
+    assert together == [writes.describe([p], plan, seed=3 + i).text[0] for i, p in enumerate(pictures)]
+    assert len(set(together)) == 5
+    together = writes.complete(["red", "a large blue", "the"], plan, seed=3).text
+    assert together == [writes.complete([p], plan, seed=3 + i).text[0] for i, p in enumerate(["red", "a large blue", "the"])]
+
+
+def test_sampling_calls_what_training_calls():
+    """G of the same noisy picture at the same times: from the packed batch of training, and from a session's cache."""
+    net = model()
+    parts = modalities()
+    items = documents(3)
+    packer = Packer(PackConfig(1, 128, 128), parts)
+    assert all([packer.add(document) for document in items])
+    batch = packer.finish()
+    x = torch.randn(1, 128, parts["image"].channels, dtype=torch.float64)
+    t, s = (torch.full((3,), time, dtype=torch.float64) for time in (0.7, 0.2))
+    _, outputs = net(batch, {"image": x}, t, s, plan_batch(batch, "runs"))
+    trained = outputs["image"][0, :48].view(3, 16, -1)
+    session = Session(net, parts, 3, 64)
+    session.read([document.spans[:-1] for document in items])
+    output = session.output([document.spans[-1] for document in items], lambda t, s: s)
+    sampled = output(x[0, :48].view(3, 16, -1), 0.7, 0.2)
+    torch.testing.assert_close(sampled, trained, rtol=1e-9, atol=1e-10)
+
+
+def test_refining_writes_nothing_to_the_context():
+    net = model()
+    (document,) = documents(1)
+    session = Session(net, modalities(), 1, 64)
+    session.read([document.spans[:-1]])
+    before = [tensor.clone() for pair in session.cache.past() for tensor in pair]
+    output = session.output([document.spans[-1]], lambda t, s: s)
+    first = output(torch.zeros(1, 16, 48).double(), 0.9, 0.1)
+    output(torch.ones(1, 16, 48).double(), 0.5, 0.1)
+    assert torch.equal(first, output(torch.zeros(1, 16, 48).double(), 0.9, 0.1))
+    assert all(torch.equal(a, b) for a, b in zip(before, [x for pair in session.cache.past() for x in pair], strict=True))
+
+
+def test_bits_are_those_of_the_training_batch():
+    """The likelihood of a text from `bits` is that of the same document through the training path."""
+    writes = sampler()
+    text = "a red square on the blue circle"
+    nats, num_bytes = writes.bits([text, "red"])
+    assert num_bytes.tolist() == [len(text), 3]
+    tokenizer = writes.text.tokenizer
+    ids = torch.tensor([[tokenizer.begin, *tokenizer.encode(text), tokenizer.end]])
+    session = Session(writes.model, modalities(), 1, 64)
+    stream_hidden = session.read_all([[writes.text.span(ids[0].tolist(), 0, predicted=False)]])
+    log_probs = writes.model.logits(stream_hidden).log_softmax(-1)
+    expected = -log_probs[0, :-1].gather(-1, ids[0, 1:, None]).sum().item()
+    np.testing.assert_allclose(nats[0], expected, rtol=1e-9)
+
+
+def test_a_size_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="17x16 pixels: both must be multiples of 4"):
+        sampler().generate(["red"], size=(17, 16))
+
+
+def test_another_size_is_drawn():
+    result = sampler().generate(["red"], Plan(steps=1), size=(8, 24))
+    assert result.images[0].size == (24, 8)
+
+
+def test_texts_hold_no_special_tokens_and_stop_at_the_end():
+    writes = sampler()
+    tokenizer = writes.text.tokenizer
+    with torch.no_grad():  # a model that wants nothing but size tokens, and then the end
+        writes.model.text_embedding.weight[tokenizer.height(1)] += 100 * writes.model.trunk.norm.weight
+        writes.model.text_embedding.weight[tokenizer.end] += 50 * writes.model.trunk.norm.weight
+    tokens_used = []
+    original = writes.model.logits
+    writes.model.logits = lambda hidden: tokens_used.append(1) or original(hidden)
+    text = writes.complete(["red"], Plan(max_tokens=20)).text[0]
+    assert len(tokens_used) < 20
+    assert "height" not in text
+
+
+@pytest.mark.parametrize("overrides", [{}, {"time": "add", "num_kv_heads": 4}])
+def test_costs_are_the_flops_that_the_counter_sees(overrides: dict):
+    draws = sampler(**overrides)
+    plan = Plan(steps=3, guidance=2.0)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        result = draws.generate(PROMPTS, plan)
+    assert result.cost.nfe == 6
+    counted = counter.get_total_flops()
+    assert abs(result.cost.flops - counted) / counted < 0.01
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        result = draws.complete(["a red square"], Plan(max_tokens=6), seed=1)
+    counted = counter.get_total_flops()
+    assert abs(result.cost.flops - counted) / counted < 0.01
+
+

@@ -1,0 +1,139 @@
+"""A run can be cut anywhere and goes on as if it had not been; what is wrong is said in one line before anything is lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmgen.config import save_yaml
+from mmgen.data.compose import ComposeConfig
+from mmgen.data.loader import DataConfig
+from mmgen.data.pack import PackConfig
+from mmgen.data.shards import write_shards
+from mmgen.data.streams import SourceConfig
+from mmgen.training.checkpoint import latest_checkpoint, load_model_weights
+from mmgen.training.metrics import LogConfig, read_metrics
+from mmgen.training.optim import OptimConfig
+from mmgen.training.run import CheckpointConfig, PreviewConfig, RunConfig, TrainConfig, ValidationConfig, load
+from mmgen.training.trainer import train
+from tests.parts import TINY, WORDS, sample
+from mmgen.tokenization.text import train_text
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    folder = tmp_path_factory.mktemp("run")
+    write_shards(folder / "data", [sample(i) for i in range(30)], lambda _: "train", "test", max_samples_per_shard=10)
+    train_text([" ".join(WORDS)] * 20, 300, folder / "tokenizer", max_size=8)
+    source = SourceConfig(str(folder / "data"))
+    tasks = ComposeConfig({"text image": 0.6, "image text": 0.2, "text": 0.2})
+    return RunConfig(
+        run=str(folder / "unset"),
+        tokenizer=str(folder / "tokenizer"),
+        size=(16, 16),
+        modalities={"text": {}, "image": {"codec": "pixels", "patch": 4}},
+        model=TINY,
+        data=DataConfig({"set": source}, tasks, PackConfig(2, 128, 128)),
+        optim=OptimConfig(warmup_steps=2),
+        train=TrainConfig(steps=10, precision="float32"),
+        checkpoint=CheckpointConfig(every=5, keep_last=3),
+        validation=ValidationConfig(every=5, sources={"set": source}, batches=1),
+        preview=PreviewConfig(every=10, prompts=("red square",), steps=(1, 2)),
+        log=LogConfig(every=1),
+    )
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """The averaged and the plain weights of the latest checkpoint."""
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    assert checkpoint is not None
+    return {f"{which}.{name}": w for which in ("model", "ema") for name, w in load_model_weights(checkpoint, which).items()}
+
+
+def rows(run: Path) -> list[dict]:
+    """Metrics without the one thing that is allowed to differ."""
+    return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in read_metrics(run / "metrics.jsonl")]
+
+
+def test_ten_steps_equal_five_and_five_bit_for_bit(config: RunConfig, tmp_path: Path):
+    for precision in ("float32", "bf16"):
+        base = replace(config, train=replace(config.train, precision=precision))
+        whole, parts = tmp_path / f"{precision}-whole", tmp_path / f"{precision}-parts"
+        train(replace(base, run=str(whole)))
+        # the schedule must be that of ten steps, so the first half is cut, not planned: a copy of the run at step 5
+        train(replace(base, run=str(parts)))
+        for path in (parts / "checkpoints").glob("step-00000010*"):
+            for file in sorted(path.rglob("*"), reverse=True):
+                file.unlink() if file.is_file() else file.rmdir()
+            path.rmdir()
+        assert latest_checkpoint(parts / "checkpoints").name == "step-00000005"
+        train(replace(base, run=str(parts)), resume=True)
+        expected, found = weights(whole), weights(parts)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        assert rows(parts) == rows(whole)
+
+
+def test_another_seed_is_another_run(config: RunConfig, tmp_path: Path):
+    for seed in (0, 1):
+        train(replace(config, run=str(tmp_path / str(seed)), seed=seed, train=replace(config.train, steps=2)))
+    assert rows(tmp_path / "0")[0]["loss"] != rows(tmp_path / "1")[0]["loss"]
+
+
+def test_a_run_writes_what_people_look_at(config: RunConfig, tmp_path: Path):
+    train(replace(config, run=str(tmp_path / "run"), train=replace(config.train, steps=40)))
+    table = rows(tmp_path / "run")
+    first = table[0]
+    assert {"step", "samples", "loss", "text_loss", "image_loss", "grad_norm", "lr"} <= first.keys()
+    assert any("validation_text_loss" in row and "validation_image_loss" in row for row in table)
+    losses = [row["text_loss"] for row in table if "text_loss" in row]
+    assert losses[-1] < losses[0] - 0.5, "it learns"
+    assert (tmp_path / "run" / "previews" / "step-00000040.png").is_file()
+    assert (tmp_path / "run" / "config.yaml").is_file()
+    result = load(tmp_path / "run").generate(["red square"])
+    assert result.images[0].size == (16, 16)
+
+
+def test_an_existing_run_is_not_overwritten(config: RunConfig, tmp_path: Path):
+    short = replace(config, run=str(tmp_path / "run"), train=replace(config.train, steps=1))
+    train(short)
+    with pytest.raises(ValueError, match="already holds a run.*--resume"):
+        train(short)
+
+
+def test_resuming_another_run_is_refused_by_name_of_the_setting(config: RunConfig, tmp_path: Path):
+    short = replace(config, run=str(tmp_path / "run"), train=replace(config.train, steps=1))
+    with pytest.raises(ValueError, match="no checkpoint"):
+        train(short, resume=True)
+    train(short)
+    with pytest.raises(ValueError, match=r"optim\.lr"):
+        train(replace(short, optim=replace(short.optim, lr=0.5)), resume=True)
+    train(replace(short, train=replace(short.train, steps=2)), resume=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_from_there(config: RunConfig, tmp_path: Path, number: signal.Signals):
+    endless = replace(config, run=str(tmp_path / "run"), train=replace(config.train, steps=100_000), preview=PreviewConfig(), checkpoint=CheckpointConfig(every=10**6))
+    save_yaml(endless, tmp_path / "run.yaml")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mmgen", "train", str(tmp_path / "run.yaml")], stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and len(read_metrics(metrics)) > 3):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "stopped at step" in output
+    step = int(latest_checkpoint(tmp_path / "run" / "checkpoints").name.removeprefix("step-"))
+    assert step == read_metrics(metrics)[-1]["step"] > 3
+    train(replace(endless, train=replace(endless.train, steps=step + 1)), resume=True)
+    assert read_metrics(metrics)[-1]["step"] == step + 1
