@@ -20,12 +20,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
+# A run that was cut goes on; one that is finished is only asked to draw again.
 demo: $(STAMP)
-	$(PY) -m mmgen train configs/demo.yaml
-	$(PY) -m benchmarks.demo
+	$(PY) -m benchmarks.demo --out runs/demo/demo.json
 
+# Train, stop, resume, sample both ways.
 smoke: $(STAMP)
-	$(PY) -m mmgen train configs/smoke.yaml
+	rm -rf runs/smoke
+	$(PY) -m mmgen train configs/smoke.yaml --train.steps 20
+	$(PY) -m mmgen train configs/smoke.yaml --resume
+	$(PY) -m mmgen sample runs/smoke --prompt "a red apple, noto style" --num 4 --out runs/smoke/apples
+	$(PY) -m mmgen sample runs/smoke --caption runs/smoke/apples/00000.png
 
 test: $(STAMP)
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal --durations 10

@@ -43,7 +43,8 @@ class Span:
     A discrete span has `ids` and every token is a block of its own. A continuous span has `values` (clean, standard
     deviation sigma_data) and `blocks`, the token counts of its autoregressive blocks.
 
-    `predicted` says that the model is trained to produce the span: cross entropy on ids, noisy copies of values.
+    `predicted` says that the model is trained to produce the span: cross entropy on ids, `copies` noisy copies of each
+    block of values, which share one context.
     `committed` are the values as later tokens read them, at the configured small noise level. `read` says that a
     later span does, so that they must be in the context.
     """
@@ -54,12 +55,15 @@ class Span:
     values: Float[Tensor, "N D"] | None = None
     committed: Float[Tensor, "N D"] | None = None
     blocks: tuple[int, ...] = ()
+    copies: int = 1
     predicted: bool = True
     read: bool = True
 
     def __post_init__(self) -> None:
         assert (self.ids is None) != (self.values is None), "a span is discrete or continuous"
-        assert self.values is None or sum(self.blocks) == len(self.values), "blocks partition a continuous span"
+        assert self.values is None or sum(self.blocks) == len(self.values), (
+            "blocks partition a continuous span"
+        )
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -98,7 +102,10 @@ class Layout:
     def concat(layouts: Sequence["Layout"]) -> "Layout":
         """The layouts side by side, along L."""
         return Layout(
-            **{f.name: torch.cat([getattr(layout, f.name) for layout in layouts], dim=1) for f in fields(Layout)}
+            **{
+                f.name: torch.cat([getattr(layout, f.name) for layout in layouts], dim=1)
+                for f in fields(Layout)
+            }
         )
 
 
@@ -134,7 +141,7 @@ class Instances:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Two streams of fixed length. `labels[b, c]` is the id that follows context token c, NO_LABEL where none is asked."""
+    """Two streams of fixed length. `labels[b, c]` is the id that follows context token c, or NO_LABEL."""
 
     context: Stream
     state: Stream

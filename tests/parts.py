@@ -16,7 +16,21 @@ from mmgen.rng import keyed_numpy
 from mmgen.sequence import Document, Sample
 from mmgen.tokenization.text import TextTokenizer, train_text
 
-WORDS = ("red", "green", "blue", "small", "large", "square", "circle", "on", "white", "a", "the", "picture", "of")
+WORDS = (
+    "red",
+    "green",
+    "blue",
+    "small",
+    "large",
+    "square",
+    "circle",
+    "on",
+    "white",
+    "a",
+    "the",
+    "picture",
+    "of",
+)
 TINY = TrunkConfig(width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, ffn_width=48)
 
 
@@ -31,7 +45,9 @@ def modalities(**image: object) -> dict[str, Modality]:
     return build_modalities({"text": {}, "image": {"codec": "pixels", "patch": 4, **image}}, tokenizer())
 
 
-def model(config: TrunkConfig = TINY, seed: int = 0, dtype: torch.dtype = torch.float64, **image: object) -> Model:
+def model(
+    config: TrunkConfig = TINY, seed: int = 0, dtype: torch.dtype = torch.float64, **image: object
+) -> Model:
     """A model whose every parameter is random, so that nothing is hidden behind a zero."""
     torch.manual_seed(seed)
     built = Model(config, modalities(**image), tokenizer().vocab_size).to(dtype)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -20,22 +21,27 @@ from mmgen.files import write_text
 from mmgen.training.run import CONFIG_NAME, load, load_run_config
 
 RESULT = "evaluation.json"
-CAPTION = "real: floor of distances, ceiling of retrieval; codec: the real pictures, encoded and decoded"
+LEGEND = """\
+real: floor of distances, ceiling of shares; codec: the real pictures, encoded and decoded.
+own nearest: of the prompts' real pictures the prompt's own is nearest to what was drawn for it.
+concept nearest: the nearest real picture of any other style shows the prompt's concept.
+name nearest: of all concepts' names the prompt's fits the picture best.
+copies: nearer to training than 95 % of held-out pictures; 5 % is what new pictures score."""
 
 # figure -> what the table calls it, and whether it is a share
 FIGURES = {
-    "kid_lite0": ("KID-lite0 (lower is better)", False),
-    "fd_lite0": ("FD-lite0 (lower is better)", False),
-    "own_latent": ("retrieval@1: own picture, by latent", True),
-    "own_lite0": ("retrieval@1: own picture, by lite0", True),
-    "concept_lite0": ("retrieval@1: concept in other styles", True),
-    "concept_text": ("retrieval@1: concept's name", True),
-    "copies_lite0": ("copies of training, by lite0 (5 % is new)", True),
-    "copies_pixels": ("copies of training, by pixels (5 % is new)", True),
-    "caption_exact": ("caption names the concept", True),
-    "caption_minilm": ("caption means the concept", True),
-    "caption_minilm_ceiling": ("  the same for true captions", True),
+    "kid_lite0": ("KID-lite0", False),
+    "fd_lite0": ("FD-lite0", False),
+    "own_latent": ("own nearest, latents", True),
+    "own_lite0": ("own nearest, lite0", True),
+    "concept_lite0": ("concept nearest, lite0", True),
+    "concept_text": ("name nearest", True),
+    "copies_lite0": ("copies, lite0", True),
+    "copies_pixels": ("copies, pixels", True),
     "bits_per_byte": ("bits per byte", False),
+    "caption_exact": ("caption names it", True),
+    "caption_minilm": ("caption means it", True),
+    "caption_minilm_ceiling": ("true caption means it", True),
 }
 
 
@@ -79,11 +85,16 @@ def main(argv: Sequence[str]) -> int:
             config,
             lambda what, n, of: bar.update(task, description=what, completed=n, total=of),
         )
-    write_text(folder / RESULT, json.dumps(evaluation.to_json(), indent=1) + "\n")
+    record = {"run": str(args.run), "weights": args.weights, "data": args.data, **evaluation.to_json()}
+    write_text(folder / RESULT, json.dumps(record, indent=1, allow_nan=False) + "\n")
     console = Console(width=None if sys.stdout.isatty() else 120)
     for table in tables(evaluation):
         console.print(table)
-    console.print(f"[95 % intervals] written to {folder / RESULT}", markup=False, highlight=False)
+    if evaluation.rows:
+        console.print(LEGEND, markup=False, highlight=False)
+    console.print(
+        f"Below each value its 95 % interval; written to {folder / RESULT}", markup=False, highlight=False
+    )
     return 0
 
 
@@ -93,7 +104,12 @@ def tables(evaluation: Evaluation) -> list[Table]:
     for split in dict.fromkeys(row.split for row in evaluation.rows):
         rows = [row for row in evaluation.rows if row.split == split]
         title = f"{split}: {rows[0].num} prompts, guidance {evaluation.config.guidance:g}"
-        table = _table(title, [_name(row) for row in rows], [row.figures for row in rows])
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+        for name in ("", *map(_name, rows)):
+            table.add_column(name, justify="right" if name else "left", no_wrap=True)
+        for figure in FIGURES:
+            if any(figure in row.figures for row in rows):
+                table.add_row(FIGURES[figure][0], *(_cell(row.figures.get(figure), figure) for row in rows))
         table.add_row("network evaluations", *(str(row.nfe or "") for row in rows))
         table.add_row(
             "GFLOP a picture", *(f"{row.flops / row.num / 1e9:.3g}" if row.flops else "" for row in rows)
@@ -101,33 +117,31 @@ def tables(evaluation: Evaluation) -> list[Table]:
         table.add_row(
             "seconds a picture", *(f"{row.seconds / row.num:.3g}" if row.seconds else "" for row in rows)
         )
-        table.caption = CAPTION
         made.append(table)
-    names = [f"{row.split}: {row.source}" for row in evaluation.text_rows]
-    if names:
-        made.append(_table("texts", names, [row.figures for row in evaluation.text_rows]))
+    if evaluation.text_rows:
+        texts = Table(title="texts", box=box.SIMPLE_HEAD, title_justify="left")
+        shown = [figure for figure in FIGURES if any(figure in row.figures for row in evaluation.text_rows)]
+        for column in ("split", "of"):
+            texts.add_column(column)
+        for figure in shown:
+            texts.add_column(FIGURES[figure][0], justify="right", no_wrap=True)
+        for row in evaluation.text_rows:
+            texts.add_row(
+                row.split, row.source, *(_cell(row.figures.get(figure), figure) for figure in shown)
+            )
+        made.append(texts)
     return made
-
-
-def _table(title: str, names: Sequence[str], columns: Sequence) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
-    for figure, (label, is_share) in FIGURES.items():
-        if any(figure in column for column in columns):
-            table.add_row(label, *(_cell(column.get(figure), is_share) for column in columns))
-    return table
 
 
 def _name(row: Row) -> str:
     return row.source if row.steps is None else f"{row.steps} step{'s' if row.steps > 1 else ''}"
 
 
-def _cell(estimate: Estimate | None, is_share: bool) -> str:
+def _cell(estimate: Estimate | None, figure: str) -> str:
     if estimate is None:
         return ""
-    if is_share:
-        return f"{estimate.value:.1%}\n[dim]{100 * estimate.low:.0f} to {100 * estimate.high:.0f}[/dim]"
-    digits = 3 if abs(estimate.high) < 10 else 1
-    return f"{estimate.value:.{digits}f}\n[dim]{estimate.low:.{digits}f} to {estimate.high:.{digits}f}[/dim]"
+    low, high = estimate.low, estimate.high
+    if FIGURES[figure][1]:
+        return f"{estimate.value:.1%}\n[dim]{100 * low:.0f}..{100 * high:.0f}[/dim]"
+    digits = 3 if abs(high) < 10 else 0
+    return f"{estimate.value:.{digits}f}\n[dim]{low:.{digits}f}..{high:.{digits}f}[/dim]"

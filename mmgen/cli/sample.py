@@ -1,7 +1,7 @@
 """`mmgen sample RUN`: draw pictures for prompts, describe a picture, or continue a text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,11 +31,11 @@ class Sample:
     """refinement steps of a picture"""
     guidance: float | None = None
     """1 is none; larger follows the prompt more closely and costs two network calls a step"""
-    temperature: float = 1.0
+    temperature: float | None = None
     """of text; 0 takes the likeliest token"""
-    top_p: float = 1.0
+    top_p: float | None = None
     """of text: sample from the fewest tokens whose probabilities reach this"""
-    max_tokens: int = 64
+    max_tokens: int | None = None
     """of text"""
     num: int = 1
     """pictures or texts for each prompt"""
@@ -58,19 +58,14 @@ def main(argv: Sequence[str]) -> int:
     if args.num < 1:
         raise ValueError(f"--num {args.num} must be at least 1")
     sampler = load(args.run, args.weights)
-    plan = replace(
-        sampler.plan,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        max_tokens=args.max_tokens,
-        **{name: value for name in ("steps", "guidance") if (value := getattr(args, name)) is not None},
-    )
+    asked_plan = {f.name: value for f in fields(Plan) if (value := getattr(args, f.name)) is not None}
+    plan = replace(sampler.plan, **asked_plan)
     if args.caption is not None:
         result = sampler.describe([_open(args.caption)] * args.num, plan, args.seed)
     elif args.text is not None:
         result = sampler.complete([args.text] * args.num, plan, args.seed)
     else:
-        prompts = [args.prompt] if args.prompt is not None else _read_prompts(args.prompts)
+        prompts = _read_prompts(args.prompts) if args.prompts is not None else [args.prompt or ""]
         return _draw(sampler, [prompt for prompt in prompts for _ in range(args.num)], plan, args)
     for text in result.text:
         print(text)
@@ -86,7 +81,9 @@ def _draw(sampler: Sampler, prompts: list[str], plan: Plan, args: Sample) -> int
     if out.suffix:
         columns = max(args.num, 8) if args.prompt is None else min(args.num, 8)
         rows = [result.images[i : i + columns] for i in range(0, len(result.images), columns)]
-        labels = [prompts[i * columns] if columns == args.num or args.prompt else "" for i in range(len(rows))]
+        labels = [
+            prompts[i * columns] if columns == args.num or args.prompt else "" for i in range(len(rows))
+        ]
         titles = prompts[:columns] if args.prompt is None and len(rows) == 1 else ()
         out.parent.mkdir(parents=True, exist_ok=True)
         picture_grid(rows, labels, titles, scale=1 if len(rows) > 8 else 2).save(out)

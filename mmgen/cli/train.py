@@ -1,6 +1,11 @@
 """`mmgen train CONFIG [--a.b value ...] [--resume]`: train a run from a YAML file, or continue one."""
 
+import os
 from collections.abc import Sequence
+
+# Before torch is imported: a step of a small model is thousands of short parallel regions, and threads that go to sleep
+# between them cost more than they save (benchmarks/threads.py measures it).
+os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")
 
 from mmgen.config import load_yaml, parse_overrides
 from mmgen.training.run import RunConfig

@@ -54,6 +54,9 @@ class Loader:
         self.num_groups = 0
         self.waiting: list[Drawn] = []
         self._composed: dict[int, Document] = {}  # of those that wait; made again after a resume
+        self._dropped: set[tuple[str, str]] = (
+            set()
+        )  # samples of no use, counted once however often they are drawn
 
     def state(self) -> dict[str, Any]:
         """What `load_state` needs, as JSON."""
@@ -68,7 +71,8 @@ class Loader:
         """Continue from `state`. Raises ValueError where its sources are not this run's."""
         if sorted(state["positions"]) != sorted(self.positions):
             raise ValueError(
-                f"the checkpoint was trained on sources {sorted(state['positions'])}, this run has {sorted(self.positions)}"
+                f"the checkpoint was trained on sources {sorted(state['positions'])}, "
+                f"this run has {sorted(self.positions)}"
             )
         self.positions = {name: Position(**position) for name, position in state["positions"].items()}
         self.num_drawn = state["num_drawn"]
@@ -94,8 +98,7 @@ class Loader:
             if document is None:
                 continue
             if not packer.fits_empty(document):
-                stream = self.streams[drawn.source]
-                stream.rejects.reject("longer than a row of the batch", document.key)
+                self._drop(drawn, "longer than a row of the batch")
             else:
                 self._place(packer, drawn, document)
         batch = packer.finish(self.num_groups)
@@ -109,20 +112,34 @@ class Loader:
 
     def _draw(self) -> Drawn:
         number = self.num_drawn
-        choice = keyed_numpy(self.seed, "source", number).choice(len(self._names), p=self._shares)
-        name = self._names[choice]
+        name = self._names[0]
+        if len(self._names) > 1:
+            name = self._names[
+                keyed_numpy(self.seed, "source", number).choice(len(self._names), p=self._shares)
+            ]
         position = self.streams[name].find(self.positions[name])
         self.positions[name] = Position(position.epoch, position.window, position.index + 1)
         self.num_drawn += 1
         return Drawn(number, name, position)
 
     def _document(self, drawn: Drawn) -> Document | None:
-        stream = self.streams[drawn.source]
+        sample = self.streams[drawn.source].at(drawn.position)
         try:
-            sample = stream.at(drawn.position)
             return compose(
                 sample, self.config.compose, self.modalities, keyed_numpy(self.seed, "compose", drawn.number)
             )
         except MissingPart as missing:
-            stream.rejects.reject(missing.reason, f"{self.config.sources[drawn.source].path}: {drawn.source}")
+            self._drop(drawn, missing.reason)
             return None
+
+    def _drop(self, drawn: Drawn, reason: str) -> None:
+        stream = self.streams[drawn.source]
+        sample = stream.at(drawn.position)
+        if (sample.shard, sample.key) not in self._dropped:
+            self._dropped.add((sample.shard, sample.key))
+            stream.rejects.drop(reason, f"{sample.shard}: {sample.key}")
+
+    def broken(self) -> str:
+        """One line on the samples and shards that were of no use so far; empty where there are none."""
+        rejects = {name: stream.rejects for name, stream in self.streams.items()}
+        return "; ".join(f"{name}: {r.summary()}" for name, r in rejects.items() if r.samples or r.shards)

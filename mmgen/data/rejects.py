@@ -44,6 +44,11 @@ class Rejects:
         if self.num_samples >= self.min_samples:
             self._check(self.samples, self.num_samples, "samples", file)
 
+    def drop(self, reason: str, file: str) -> None:
+        """Counts as broken one sample that was kept and then proved of no use. Raises ValueError as `reject` does."""
+        self.num_samples -= 1
+        self.reject(reason, file)
+
     def keep_shard(self) -> None:
         """Counts one shard that was read to its end."""
         self.num_shards += 1

@@ -25,7 +25,7 @@ class SourceConfig:
     include: dict[str, str] = field(default_factory=dict)
     """metadata field -> text file of the values that are taken, one a line"""
     thin: dict[str, float] = field(default_factory=dict)
-    """metadata field -> share of the samples that is taken in each epoch of those that have the field"""
+    """metadata field -> share that each epoch takes of the samples where the field is set (not null, 0 or empty)"""
     window: int = 16
     """shards that are shuffled together"""
     cache_mb: int = 512
@@ -111,7 +111,7 @@ class SampleStream:
 
     def _is_drawn(self, sample: Sample, epoch: int) -> bool:
         for key, share in self.config.thin.items():
-            if sample.metadata.get(key) is not None:
+            if sample.metadata.get(key):
                 if keyed_numpy(self.seed, self.name, "thin", epoch, sample.key).random() >= share:
                     return False
         return True

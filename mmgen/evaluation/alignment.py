@@ -106,9 +106,8 @@ def train_alignment(
         for side in (pictures, texts)
     ]
     scale = torch.tensor(10.0).log().requires_grad_()
-    optimizer = torch.optim.AdamW(
-        [{"params": maps, "weight_decay": 0.1}, {"params": [scale], "weight_decay": 0.0}], 1e-3
-    )
+    groups = [{"params": maps, "weight_decay": 0.1}, {"params": [scale], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, fused=True)  # the same numbers, on a CPU too, in less time
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in range(steps):
         rows = torch.randperm(len(pictures), generator=generator)[:batch_size]

@@ -36,6 +36,7 @@ from mmgen.tokenization.latents import picture_to_tensor, tensor_to_picture
 
 MEMORY_PIXELS = 32  # side at which pictures are compared pixel by pixel: finds copies, and fits in memory
 BATCH = 64
+SEED_STRIDE = 1_000_003  # request i draws from seed + i: far apart, so that two seeds share no noise
 
 Progress = Callable[[str, int, int], None]
 """(what is done, how many are, of how many)"""
@@ -190,8 +191,7 @@ class Judge:
             result = sampler.generate(
                 [picture.prompt for picture in chosen],
                 replace(sampler.plan, steps=steps, guidance=config.guidance),
-                # Request i draws from seed + i: far apart, or two seeds would share most of their noise.
-                seed=config.seed * 1_000_003,
+                seed=config.seed * SEED_STRIDE,
                 on_batch=lambda done, what=what: self.progress(what, done, len(chosen)),
             )
             assert result.latents is not None
@@ -207,7 +207,7 @@ class Judge:
         self.progress(f"describing {split}", 0, len(chosen))
         plan = replace(sampler.plan, temperature=0)
         captions = sampler.describe(
-            [real.picture for real in chosen], plan, seed=config.seed * 1_000_003
+            [real.picture for real in chosen], plan, seed=config.seed * SEED_STRIDE
         ).text
         names = {real.name: real.concept for real in (*self.pictures[SEEN], *self.pictures[split])}
         concepts = [real.concept for real in chosen]

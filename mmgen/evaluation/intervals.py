@@ -46,7 +46,9 @@ def bootstrap(statistic: Statistic, sizes: Sequence[int], key: Key, draws: int =
     rng = keyed_numpy("bootstrap", *key)
     counts = [torch.from_numpy(rng.multinomial(n, [1 / n] * n, size=draws)).double() for n in sizes]
     value = statistic(*(torch.ones(1, n, dtype=torch.float64) for n in sizes)).item()
-    low, high = torch.quantile(statistic(*counts), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    # A statistic of pairs does not exist for the rare draw of few items that has one item only: nan, left out.
+    drawn = torch.nanquantile(statistic(*counts), torch.tensor([0.025, 0.975], dtype=torch.float64))
+    low, high = drawn.tolist()
     return Estimate(value, low, high, min(sizes))
 
 

@@ -64,7 +64,7 @@ def read_split(source: SourceConfig, split: str, limit: int = MAX_PICTURES) -> l
 
 
 def _read(config: SourceConfig, limit: int) -> list[Sample]:
-    stream = SampleStream(config.path, config, seed=0)
+    stream = SampleStream("evaluation", config, seed=0)  # the name keys the order: not the path, which moves
     samples: list[Sample] = []
     position = stream.find(Position())
     while position.epoch == 0 and len(samples) < limit:

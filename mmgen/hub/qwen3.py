@@ -12,26 +12,34 @@ from transformers import Qwen3Config
 from mmgen.model.model import Model
 from mmgen.model.trunk import TrunkConfig
 
-_PREFIXES = {"model.embed_tokens.": "text_embedding.", "model.layers.": "trunk.layers.", "model.norm.": "trunk.norm."}
+_PREFIXES = {
+    "model.embed_tokens.": "text_embedding.",
+    "model.layers.": "trunk.layers.",
+    "model.norm.": "trunk.norm.",
+}
 _HEAD = "lm_head.weight"
 
 
 def trunk_config(config: Qwen3Config, **overrides: Any) -> TrunkConfig:
     """The trunk with the shape of a Qwen3 checkpoint. Raises ValueError for what the trunk has not."""
-    rope = dict(config.rope_parameters or {})
+    rope: dict[str, Any] = dict(config.rope_parameters or {})
     if config.attention_bias:
-        raise ValueError("attention_bias is set: the trunk has no biases, use a Qwen3 checkpoint without them")
+        raise ValueError(
+            "attention_bias is set: the trunk has no biases, use a Qwen3 checkpoint without them"
+        )
     if config.use_sliding_window:
         raise ValueError("use_sliding_window is set: the trunk has one mask rule and no windows")
     if rope.get("rope_type", "default") != "default":
-        raise ValueError(f"rope_type {rope['rope_type']!r}: only plain rotary positions (default) are supported")
+        raise ValueError(
+            f"rope_type {rope['rope_type']!r}: only plain rotary positions (default) are supported"
+        )
     if config.hidden_act != "silu":
         raise ValueError(f"hidden_act {config.hidden_act!r}: the trunk's feed-forward is SwiGLU (silu)")
     return TrunkConfig(
         width=config.hidden_size,
         num_layers=config.num_hidden_layers,
         num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads,
+        num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
         head_dim=config.head_dim,
         ffn_width=config.intermediate_size,
         rope_theta=float(rope.get("rope_theta", 10_000.0)),
@@ -79,13 +87,17 @@ def from_qwen3(model: Model, weights: Mapping[str, Tensor]) -> None:
         if name.startswith("text_") and len(tensor) <= len(target):
             target = target[: len(tensor)]
         if tensor.shape != target.shape:
-            raise ValueError(f"{name} is {tuple(tensor.shape)} in the checkpoint and {tuple(target.shape)} here")
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)} in the checkpoint and {tuple(target.shape)} here"
+            )
         target.copy_(tensor)
 
 
 def to_qwen3(model: Model) -> dict[str, Tensor]:
     """The text side as a Qwen3 state dict. What the state stream alone uses has no place there and is left out."""
-    names = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(("trunk.", "text_"))}
+    names = {
+        name: tensor for name, tensor in model.state_dict().items() if name.startswith(("trunk.", "text_"))
+    }
     return {_to_theirs(name): tensor for name, tensor in names.items() if ".state_mlp." not in name}
 
 

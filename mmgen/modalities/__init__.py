@@ -16,10 +16,14 @@ from mmgen.tokenization.text import TextTokenizer
 KINDS: dict[str, type[Modality]] = {"text": Text, "image": Image}
 
 
-def build_modalities(configs: Mapping[str, Mapping[str, Any]], tokenizer: TextTokenizer) -> dict[str, Modality]:
+def build_modalities(
+    configs: Mapping[str, Mapping[str, Any]], tokenizer: TextTokenizer
+) -> dict[str, Modality]:
     """The modalities of a run, text first, then in the config's order. Raises ValueError for an unknown kind or key."""
     if "text" not in configs:
-        raise ValueError(f"modalities {sorted(configs)} lack text, which begins every document: add `text: {{}}`")
+        raise ValueError(
+            f"modalities {sorted(configs)} lack text, which begins every document: add `text: {{}}`"
+        )
     names = ["text", *(name for name in configs if name != "text")]
     return {name: _build(name, dict(configs[name]), tokenizer) for name in names}
 

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -30,6 +31,8 @@ class ImageConfig:
     """`pixels` or a folder of a diffusers autoencoder"""
     patch: int = 2
     """side of a token, in latent pixels"""
+    copies: int = 1
+    """noisy copies of each picture, with noise and times of their own; they share one context"""
     context_noise: float = 0.05
     """time t at which finished pictures enter the context, in training and in sampling"""
     time: TimeConfig = field(default_factory=TimeConfig)
@@ -40,6 +43,8 @@ class ImageConfig:
     def __post_init__(self) -> None:
         if self.patch < 1:
             raise ValueError(f"patch {self.patch} must be at least 1")
+        if self.copies < 1:
+            raise ValueError(f"copies {self.copies} must be at least 1")
         if not 0 <= self.context_noise < 1:
             raise ValueError(f"context_noise {self.context_noise} must be in [0, 1)")
 
@@ -56,6 +61,8 @@ class Image(Modality):
 
     def encode(self, sample: Sample, place: Place, draw: np.random.Generator) -> list[Span]:
         values, height, width = self.patchify(self.latents(sample))
+        if max(height, width) > self.tokenizer.max_size:
+            raise MissingPart(f"picture of more than {self.tokenizer.max_size} tokens a side", sample.key)
         size = self.size_span(height, width, place.start, predicted=not place.first)
         return [size, self.span(values, height, width, size.next_position, draw, read=not place.last)]
 
@@ -65,6 +72,9 @@ class Image(Modality):
             return torch.from_numpy(np.asarray(sample.latents, dtype=np.float32))
         if sample.picture is None:
             raise MissingPart("missing picture", sample.key)
+        side = self.config.patch * self.codec.downsample
+        if sample.picture.width % side or sample.picture.height % side:
+            raise MissingPart(f"picture whose sides are no multiples of {side} pixels", sample.key)
         name = (sample.shard, sample.key)
         if name not in self._cache:
             with torch.no_grad():
@@ -79,7 +89,7 @@ class Image(Modality):
             self._cache_bytes -= self._cache.popitem(last=False)[1].nbytes
 
     def patchify(self, latents: Float[Tensor, "D h w"]) -> tuple[Float[Tensor, "N C"], int, int]:
-        """Unit-variance latents -> tokens of standard deviation sigma_data in raster order, and their rows and columns."""
+        """Latents of unit variance -> tokens of standard deviation sigma_data in raster order; rows and columns."""
         channels, height, width = latents.shape
         side = self.config.patch
         if height % side or width % side:
@@ -95,7 +105,7 @@ class Image(Modality):
         return latents.reshape(-1, height * side, width * side)
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens of a picture of height x width pixels. Raises ValueError where they do not divide."""
+        """Rows and columns of tokens of a picture of height x width pixels. Raises ValueError for other sizes."""
         side = self.config.patch * self.codec.downsample
         if height % side or width % side or min(height, width) < side:
             raise ValueError(f"a picture of {height}x{width} pixels: both must be multiples of {side}")
@@ -118,18 +128,19 @@ class Image(Modality):
     ) -> Span:
         committed = self.commit(values, draw) if read else None
         positions = self.positions(height, width, start)
-        return Span(self.name, positions, None, values, committed, (len(values),), predicted, read)
+        blocks, copies = (len(values),), self.config.copies
+        return Span(self.name, positions, None, values, committed, blocks, copies, predicted, read)
 
     def noisy_span(self, height: int, width: int, start: int) -> Span:
         """A picture yet to be drawn: positions and shape, no values."""
         empty = torch.zeros(height * width, self.channels)
-        return Span(self.name, self.positions(height, width, start), None, empty, None, (len(empty),), read=False)
+        return Span(
+            self.name, self.positions(height, width, start), None, empty, None, (len(empty),), read=False
+        )
 
     def positions(self, height: int, width: int, start: int) -> Tensor:
         """[height * width, 3]: (start, start + row, start + column), raster order."""
-        rows = torch.arange(height).repeat_interleave(width)
-        columns = torch.arange(width).repeat(height)
-        return start + torch.stack([torch.zeros_like(rows), rows, columns], dim=-1)
+        return _grid(height, width) + start
 
     def commit(self, values: Float[Tensor, "N C"], draw: np.random.Generator) -> Float[Tensor, "N C"]:
         noise = torch.from_numpy(draw.standard_normal(values.shape, dtype=np.float32)).to(values)
@@ -141,3 +152,10 @@ class Image(Modality):
         if time.kind == "uniform":
             return float(draw.random())
         return float(1 / (1 + np.exp(-draw.normal(time.mean, time.std))))
+
+
+@cache
+def _grid(height: int, width: int) -> Tensor:
+    rows = torch.arange(height).repeat_interleave(width)
+    columns = torch.arange(width).repeat(height)
+    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1)

@@ -17,11 +17,11 @@ def span_lengths(span: Span) -> tuple[int, int]:
     """Tokens that a span takes of the context stream and of the state stream."""
     if span.values is None:
         return len(span), 0
-    return sum(_clean_blocks(span)), len(span) if span.predicted else 0
+    return sum(_clean_blocks(span)), span.copies * len(span) if span.predicted else 0
 
 
 def _clean_blocks(span: Span) -> tuple[int, ...]:
-    """Blocks of a continuous span whose clean copy a later token reads: all if a later span does, else all but the last."""
+    """Blocks of a continuous span that a later token reads: all if a later span does, else all but the last."""
     if span.read:
         return span.blocks
     return span.blocks[:-1]
@@ -82,7 +82,7 @@ class BatchWriter:
             if number < len(_clean_blocks(span)):
                 assert span.committed is not None, "a clean copy that is read has been committed"
                 self._add_block(self.context, self._take(0, length), span, span.committed[part], part)
-            if span.predicted:
+            for _ in range(span.copies if span.predicted else 0):
                 here = self._take(1, length)
                 assert self.state.instance is not None
                 self.state.instance[self._row, here] = len(self._instances)
@@ -102,7 +102,13 @@ class BatchWriter:
         return slice(start, start + length)
 
     def _write(
-        self, stream: Stream, here: slice, modality: str, positions: Tensor, block: Tensor | int, rank: Tensor | int
+        self,
+        stream: Stream,
+        here: slice,
+        modality: str,
+        positions: Tensor,
+        block: Tensor | int,
+        rank: Tensor | int,
     ) -> None:
         stream.modality[self._row, here] = self.names.index(modality)
         stream.positions[self._row, here] = positions

@@ -32,7 +32,11 @@ class Text(Modality):
 
     def choose_caption(self, sample: Sample, draw: np.random.Generator) -> str:
         """A caption of the sample at a level of detail drawn by the configured weights."""
-        levels = [level for level, weight in self.config.captions.items() if weight > 0 and sample.captions.get(level)]
+        levels = [
+            level
+            for level, weight in self.config.captions.items()
+            if weight > 0 and sample.captions.get(level)
+        ]
         if not levels:
             raise MissingPart("missing caption", sample.key)
         weights = np.array([self.config.captions[level] for level in levels])
@@ -43,4 +47,9 @@ class Text(Modality):
         return self.span([self.tokenizer.begin], 0, predicted=False)
 
     def span(self, ids: Sequence[int], start: int, predicted: bool = True) -> Span:
-        return Span(self.name, text_positions(start, len(ids)), torch.tensor(ids, dtype=torch.long), predicted=predicted)
+        return Span(
+            self.name,
+            text_positions(start, len(ids)),
+            torch.tensor(ids, dtype=torch.long),
+            predicted=predicted,
+        )

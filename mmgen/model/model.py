@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmgen.modalities import Modality
@@ -46,17 +46,23 @@ class Model(nn.Module):
         nn.init.normal_(self.text_embedding.weight, std=0.02)
         self.text_head = None if config.tied else nn.Linear(config.width, vocab_size, bias=False)
         self.trunk = Trunk(config)
-        self.embeddings = nn.ModuleDict({name: m.build_embedding(config.width) for name, m in continuous.items()})
+        self.embeddings = nn.ModuleDict(
+            {name: m.build_embedding(config.width) for name, m in continuous.items()}
+        )
         self.heads = nn.ModuleDict({name: m.build_head(config.width) for name, m in continuous.items()})
         self.state_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.time_embedding = TimeEmbedding(config.width)
-        self.modulation = Modulation(config.width, config.num_layers) if config.time == "adaln_single" else None
+        self.modulation = (
+            Modulation(config.width, config.num_layers) if config.time == "adaln_single" else None
+        )
 
     def expand(
         self, stream: Stream, attend: Attend, past: Sequence[KeyValue] | None = None
     ) -> tuple[Float[Tensor, "B L W"], list[KeyValue]]:
         """Clean tokens: final hidden states (see `logits`), and the keys and values for later tokens to read."""
-        hidden, kvs = self.trunk.expand(self._embed_context(stream), self._context_inputs(stream, attend), past)
+        hidden, kvs = self.trunk.expand(
+            self._embed_context(stream), self._context_inputs(stream, attend), past
+        )
         return self.trunk.norm(hidden), kvs
 
     def refine(
@@ -83,7 +89,10 @@ class Model(nn.Module):
         """`expand` of the context stream and `refine` of the state stream against it: final hidden states, and G."""
         embedded, inputs, head = self._state_inputs(batch.state, x, t, s, attention.state)
         hidden, state = self.trunk(
-            self._embed_context(batch.context), embedded, self._context_inputs(batch.context, attention.context), inputs
+            self._embed_context(batch.context),
+            embedded,
+            self._context_inputs(batch.context, attention.context),
+            inputs,
         )
         return self.trunk.norm(hidden), self._heads(state, batch.state, head)
 
@@ -96,7 +105,9 @@ class Model(nn.Module):
     def _embed_context(self, stream: Stream) -> Float[Tensor, "B L W"]:
         return self._embed_values(stream, stream.values, self.text_embedding(stream.ids))
 
-    def _embed_values(self, stream: Stream, values: StateTensors, base: Tensor | None) -> Float[Tensor, "B L W"]:
+    def _embed_values(
+        self, stream: Stream, values: StateTensors, base: Tensor | None
+    ) -> Float[Tensor, "B L W"]:
         dtype = self.text_embedding.weight.dtype  # the residual lane's: autocast does not narrow it
         out = base
         for name, embedding in self.embeddings.items():
@@ -128,6 +139,7 @@ class Model(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = self.state_norm(hidden.to(self.state_norm.weight.dtype))
             if shift_scale is not None:
+                assert stream.instance is not None, "state tokens belong to instances"
                 hidden = modulate(hidden, shift_scale, stream.instance)
             return {name: head(hidden) for name, head in self.heads.items()}
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 TimeConditioning = Literal["add", "adaln_single"]
 
-TIME_SCALE = 1000.0  # IMM (arXiv 2503.07565, section 5): times enter as 1000 t; gaps of 1e-3 must be told apart
+TIME_SCALE = (
+    1000.0  # IMM (arXiv 2503.07565, section 5): times enter as 1000 t; gaps of 1e-3 must be told apart
+)
 NUM_FREQUENCIES = 128
 
 
@@ -34,7 +36,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Float[Tensor, "I"], s: Float[Tensor, "I"]) -> Float[Tensor, "I W"]:
         with torch.autocast(t.device.type, enabled=False):
-            dtype = self.time[0].weight.dtype
+            dtype = next(self.parameters()).dtype
             return self.time(sinusoid(t).to(dtype)) + self.stride(sinusoid(t.double() - s.double()).to(dtype))
 
 
@@ -55,8 +57,10 @@ class Modulation(nn.Module):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, embedding: Float[Tensor, "I W"]) -> tuple[Float[Tensor, "N I 6 W"], Float[Tensor, "I 2 W"]]:
-        """Shift, scale and gate of attention, then of the feed-forward, for every block; shift and scale of the head."""
+    def forward(
+        self, embedding: Float[Tensor, "I W"]
+    ) -> tuple[Float[Tensor, "N I 6 W"], Float[Tensor, "I 2 W"]]:
+        """Shift, scale, gate of attention, then of the feed-forward, for every block; shift, scale of the head."""
         with torch.autocast(embedding.device.type, enabled=False):
             active = nn.functional.silu(embedding)
             shared = self.project(active).unflatten(-1, (6, -1))

@@ -62,7 +62,9 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B L W"], rope: tuple[Tensor, Tensor], attend: Attend, past: KeyValue | None
     ) -> tuple[Float[Tensor, "B L W"], KeyValue]:
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
         # normalised in the weights' precision: torch has no fused RMS norm for two dtypes
         q, k = (norm(x.to(norm.weight.dtype)).to(v.dtype) for norm, x in ((self.q_norm, q), (self.k_norm, k)))
         q, k = rotate(q, *rope), rotate(k, *rope)
@@ -83,7 +85,7 @@ class FeedForward(nn.Module):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a block needs beside the hidden states of one stream. `modulation` is per block and instance (state only)."""
+    """What a block needs beside one stream's hidden states. `modulation` is per block and instance (state only)."""
 
     rope: tuple[Tensor, Tensor]
     attend: Attend
@@ -169,7 +171,7 @@ class Trunk(nn.Module):
     def expand(
         self, x: Float[Tensor, "B L W"], inputs: Inputs, past: Sequence[KeyValue] | None = None
     ) -> tuple[Float[Tensor, "B L W"], list[KeyValue]]:
-        """Hidden states of clean tokens before the final norm, and every block's new keys and values (not those of `past`)."""
+        """Hidden states of clean tokens before the final norm, and every block's keys and values of them."""
         kvs: list[KeyValue] = []
         for index, block in enumerate(self.layers):
             x, _, kv = block(x, None, inputs, None, past[index] if past is not None else None)

@@ -26,7 +26,9 @@ class Objective(ABC):
         self.path = path
 
     @abstractmethod
-    def draw_times(self, draw_time: Callable[[np.random.Generator], float], draw: np.random.Generator) -> Times:
+    def draw_times(
+        self, draw_time: Callable[[np.random.Generator], float], draw: np.random.Generator
+    ) -> Times:
         """The times of a group; `draw_time` is the modality's own distribution of t."""
 
     @abstractmethod

@@ -40,7 +40,12 @@ def draw_state(
     start = 0
     draws: dict[int, tuple[np.random.Generator, float, float]] = {}
     for index, (group, kind, count) in enumerate(
-        zip(batch.instances.group.tolist(), batch.instances.modality.tolist(), batch.instances.num_tokens.tolist(), strict=True)
+        zip(
+            batch.instances.group.tolist(),
+            batch.instances.modality.tolist(),
+            batch.instances.num_tokens.tolist(),
+            strict=True,
+        )
     ):
         if kind == PAD:
             continue
@@ -56,5 +61,8 @@ def draw_state(
         start += count
     times_t, times_s = torch.from_numpy(t), torch.from_numpy(s)
     per_token = times_t[instance][..., None].float()
-    x = {name: objective.path.add_noise(values, noise[name], per_token) for name, values in batch.state.values.items()}
+    x = {
+        name: objective.path.add_noise(values, noise[name], per_token)
+        for name, values in batch.state.values.items()
+    }
     return NoisyState(x, noise, times_t, times_s)

@@ -23,7 +23,9 @@ class FlowMatching(Objective):
     def __init__(self, config: FlowMatchingConfig, path: Path | None = None) -> None:
         super().__init__(path or Path())
 
-    def draw_times(self, draw_time: Callable[[np.random.Generator], float], draw: np.random.Generator) -> Times:
+    def draw_times(
+        self, draw_time: Callable[[np.random.Generator], float], draw: np.random.Generator
+    ) -> Times:
         t = draw_time(draw)
         return Times(t, t)
 

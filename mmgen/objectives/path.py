@@ -29,8 +29,8 @@ class Path:
         self,
         output: Float[Tensor, "..."],
         x: Float[Tensor, "..."],
-        t: Float[Tensor, "..."],
-        s: Float[Tensor, "..."],
+        t: Float[Tensor, "..."] | float,
+        s: Float[Tensor, "..."] | float,
     ) -> Float[Tensor, "..."]:
         """x_s from x_t and the network's output G(x_t, t, s)."""
         return x + (s - t) * self.sigma_data * output

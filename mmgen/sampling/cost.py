@@ -37,11 +37,13 @@ def trunk_flops(config: TrunkConfig, num_tokens: int, num_keys: int) -> float:
 
 
 def context_flops(config: TrunkConfig, num_tokens: int, num_keys: int, channels: int) -> float:
-    """`expand` of `num_tokens` tokens: the blocks, and the embedding of `channels`, which every context token passes."""
+    """`expand` of `num_tokens` tokens: the blocks, and the embedding of `channels`, which all of them pass."""
     return trunk_flops(config, num_tokens, num_keys) + 2.0 * num_tokens * config.width * channels
 
 
-def state_flops(config: TrunkConfig, num_instances: int, num_tokens: int, num_keys: int, channels: int) -> float:
+def state_flops(
+    config: TrunkConfig, num_instances: int, num_tokens: int, num_keys: int, channels: int
+) -> float:
     """`refine` of `num_tokens` tokens in all: blocks, embedding and head of `channels`, and the time conditioning."""
     per_instance = 2 * (2 * NUM_FREQUENCIES * config.width + config.width**2)
     if config.time == "adaln_single":

@@ -1,6 +1,8 @@
 """The loops of sampling, as free functions over callables: what the network is does not matter here."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,8 +11,12 @@ from torch import Tensor
 
 Output = Callable[[Tensor, float, float], Tensor]
 """(x_t, t, s) -> G(x_t, t, s | context)"""
-Jump = Callable[[Tensor, Tensor, float, float], Tensor]
-"""(G, x_t, t, s) -> x_s"""
+
+
+class Jump(Protocol):
+    """(G, x_t, t, s) -> x_s, such as `Path.jump`."""
+
+    def __call__(self, output: Tensor, x: Tensor, t: float, s: float, /) -> Tensor: ...
 
 
 def uniform_grid(steps: int) -> list[float]:
@@ -20,7 +26,7 @@ def uniform_grid(steps: int) -> list[float]:
 
 def pushforward(output: Output, jump: Jump, x: Tensor, times: Sequence[float]) -> Tensor:
     """x moved along `times`, each jump from where the last one landed (IMM, arXiv 2503.07565, algorithm 2)."""
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         x = jump(output(x, t, s), x, t, s)
     return x
 
@@ -37,7 +43,9 @@ def guided(output: Output, null: Output, guidance: float) -> Output:
     return mixed
 
 
-def draw_token(logits: Float[Tensor, "V"], temperature: float, top_p: float, draw: np.random.Generator) -> int:
+def draw_token(
+    logits: Float[Tensor, "V"], temperature: float, top_p: float, draw: np.random.Generator
+) -> int:
     """A token from softmax(logits / temperature) restricted to its top-p nucleus, by inversion of one uniform draw."""
     if temperature == 0:
         return int(logits.argmax())

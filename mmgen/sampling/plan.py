@@ -24,7 +24,9 @@ class Plan:
         if self.guidance < 0:
             raise ValueError(f"guidance {self.guidance} must be at least 0 (1 is none)")
         if self.temperature < 0:
-            raise ValueError(f"temperature {self.temperature} must be at least 0 (0 takes the likeliest token)")
+            raise ValueError(
+                f"temperature {self.temperature} must be at least 0 (0 takes the likeliest token)"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p} must be in (0, 1]")
         if self.max_tokens < 1:

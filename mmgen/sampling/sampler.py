@@ -21,7 +21,7 @@ from mmgen.sampling.cost import Cost, context_flops, head_flops, state_flops
 from mmgen.sampling.loops import draw_token, guided, pushforward, uniform_grid
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.session import Session
-from mmgen.sequence import Sample, Span
+from mmgen.sequence import Span
 from mmgen.tokenization.latents import picture_to_tensor, tensor_to_picture
 
 MAX_BATCH = 64
@@ -48,7 +48,7 @@ def _batches(requests: Sequence[T], seed: int, cost: Cost) -> Iterator[tuple[Seq
 
 
 class Sampler:
-    """Draws from one model. `size` (height and width of a picture in pixels) and `plan` hold where a call names none."""
+    """Draws from one model. `size` (of a picture: height, width in pixels) and `plan` hold where a call names none."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Sampler:
     def describe(
         self, pictures: Sequence[PIL.Image.Image], plan: Plan | None = None, seed: int = 0
     ) -> Result:
-        """One text a picture. Request i draws from seed + i. Raises ValueError where a size does not divide into tokens."""
+        """One text a picture. Request i draws from seed + i. Raises ValueError for a size that makes no tokens."""
         plan = plan or self.plan
         texts, cost = [], Cost()
         for chunk, seeds in _batches(pictures, seed, cost):
@@ -164,13 +164,20 @@ class Sampler:
         return Session(self.model, self.modalities, len(rows), longest + more)
 
     def _draw_pictures(
-        self, prompts: Sequence[str | None], plan: Plan, seeds: Sequence[int], grid: tuple[int, int], cost: Cost
+        self,
+        prompts: Sequence[str | None],
+        plan: Plan,
+        seeds: Sequence[int],
+        grid: tuple[int, int],
+        cost: Cost,
     ) -> Float[Tensor, "R D h w"]:
         conditions = [self._with_size(self._prompt(prompt), grid) for prompt in prompts]
         output = self._picture_output(conditions, grid, plan.steps, cost)
         null = output
         if plan.guidance != 1:
-            null = self._picture_output([self._with_size(self._prompt(None), grid)] * len(prompts), grid, plan.steps, cost)
+            null = self._picture_output(
+                [self._with_size(self._prompt(None), grid)] * len(prompts), grid, plan.steps, cost
+            )
         shape = (grid[0] * grid[1], self.image.channels)
         noise = torch.stack([torch.randn(shape, generator=keyed_torch(seed, "picture")) for seed in seeds])
         x = noise.to(self._device, self._dtype) * self.image.sigma_data
@@ -220,7 +227,9 @@ class Sampler:
                 break
             hidden = session.read(
                 [
-                    [self.text.span(texts[row][-1:], session.positions[row], predicted=False)] if row in running else []
+                    [self.text.span(texts[row][-1:], session.positions[row], predicted=False)]
+                    if row in running
+                    else []
                     for row in range(len(rows))
                 ]
             )

@@ -23,7 +23,7 @@ ToldTarget = Callable[[Tensor, Tensor], Tensor]
 
 
 class Cache:
-    """Keys and values of what was read, in tensors allocated once [rows, capacity, heads, head_dim], and their layout."""
+    """Keys and values of what was read, in tensors allocated once [rows, capacity, K, E], and their layout."""
 
     def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
         self.rows = rows
@@ -106,7 +106,9 @@ class Session:
         past = self.cache.past()
 
         def output(x: Tensor, t: float, s: float) -> Tensor:
-            now, target = (torch.full((self.rows,), time, dtype=torch.float64, device=x.device) for time in (t, s))
+            now, target = (
+                torch.full((self.rows,), time, dtype=torch.float64, device=x.device) for time in (t, s)
+            )
             return self.model.refine(stream, {name: x}, now, told_target(now, target), attend, past)[name]
 
         return output

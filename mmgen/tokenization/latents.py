@@ -254,6 +254,8 @@ def on_white(picture: Image.Image) -> Image.Image:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    if picture.mode.startswith("I;16"):  # convert("RGB") would clip all but the darkest to white
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     return picture.convert("RGB")
 
 

@@ -40,6 +40,8 @@ class TextTokenizer(ABC):
     end: int
     null: int
     """padding, and "no token" """
+    specials: frozenset[int]
+    """the ids that no text encodes to and that `decode` leaves out"""
 
     def _set_specials(self, vocabulary: dict[str, int]) -> None:
         self.begin, self.null = vocabulary[BEGIN], vocabulary[NULL]
@@ -50,6 +52,7 @@ class TextTokenizer(ABC):
             self.max_size += 1
         self._heights = [vocabulary[token] for token in _size_tokens("height", self.max_size)]
         self._widths = [vocabulary[token] for token in _size_tokens("width", self.max_size)]
+        self.specials = frozenset([self.begin, self.end, self.null, *self._heights, *self._widths])
         self._sizes_of = {id: n for ids in (self._heights, self._widths) for n, id in enumerate(ids, 1)}
 
     def height(self, n: int) -> int:
@@ -74,11 +77,6 @@ class TextTokenizer(ABC):
     def width_of(self, id: int) -> int | None:
         """The inverse of `width`; None where `id` is no width token."""
         return self._sizes_of.get(id) if id in self._widths else None
-
-    @property
-    def specials(self) -> frozenset[int]:
-        """The ids that no text encodes to and that `decode` leaves out."""
-        return frozenset([self.begin, self.end, self.null, *self._heights, *self._widths])
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -117,8 +115,7 @@ class SentencePieceTokenizer(TextTokenizer):
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        specials = self.specials
-        return self._model.decode([int(id) for id in ids if id not in specials])
+        return self._model.decode([int(id) for id in ids if id not in self.specials])
 
 
 class HubTokenizer(TextTokenizer):

@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.tensor import DTensor
 
 from mmgen.files import sync_folder, write_text
+from mmgen.training.optim import Together
 
 FORMAT = 1
 MARKER = "complete"
@@ -166,7 +167,7 @@ def prune(folder: Path | str, keep_last: int, milestones: int = 0) -> list[Path]
     return removed
 
 
-def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_state(model: nn.Module, optimizer: Together) -> dict[str, Tensor]:
     """Returns the optimizer's own tensors by name (`state.<parameter>.<quantity>`), not copies of them.
 
     So loading into them in place restores the optimizer. Its state must exist already (`optim.build_optimizer` makes
@@ -175,7 +176,7 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     """
     assert optimizer.state, "the optimizer has no state yet"
     options = StateDictOptions(flatten_optimizer_state_dict=True)
-    flat = get_optimizer_state_dict(model, optimizer, options=options)
+    flat = get_optimizer_state_dict(model, optimizer.parts, options=options)
     return {
         name: value for name, value in flat.items() if isinstance(value, Tensor) and name.startswith("state.")
     }

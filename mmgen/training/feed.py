@@ -28,6 +28,8 @@ class Feed:
     batch: PackedBatch
     state: NoisyState
     attention: BatchAttention
+    broken: str
+    """what the loader says of unusable samples so far"""
 
 
 class _Feeds(IterableDataset):
@@ -37,26 +39,35 @@ class _Feeds(IterableDataset):
         self.seed = seed
         self.backend: AttentionBackend = backend
 
-    def __iter__(self) -> Iterator[tuple[Feed, dict[str, Any]]]:
-        for batch, state in self.loader:
-            drawn = draw_state(batch, self.loader.modalities, self.objective, self.seed)
-            yield Feed(batch, drawn, plan_batch(batch, self.backend)), state
+    def __iter__(self) -> Iterator[tuple[Feed, dict[str, Any]] | ValueError]:
+        try:
+            for batch, state in self.loader:
+                drawn = draw_state(batch, self.loader.modalities, self.objective, self.seed)
+                yield Feed(batch, drawn, plan_batch(batch, self.backend), self.loader.broken()), state
+        except ValueError as error:
+            yield error  # handed over whole: torch would wrap it in the worker's traceback
 
 
 def feeds(
     loader: Loader, objective: Objective, seed: int, backend: AttentionBackend, ahead: bool
 ) -> Iterator[tuple[Feed, dict[str, Any]]]:
-    """(batch ready for its step, the loader's state after it), without end; made in another process if `ahead`."""
-    dataset = _Feeds(loader, objective, seed, backend)
-    if not ahead:
-        return iter(dataset)
-    return iter(
-        DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=PREFETCH, worker_init_fn=_begin_worker)
-    )
+    """(batch ready for its step, the loader's state after it), without end; made in another process if `ahead`.
+
+    Raises ValueError where the loader does: no usable sample, or too many broken ones.
+    """
+    items: Any = _Feeds(loader, objective, seed, backend)
+    if ahead:
+        workers = {"num_workers": 1, "prefetch_factor": PREFETCH, "worker_init_fn": _begin_worker}
+        items = DataLoader(items, batch_size=None, **workers)
+    for item in items:
+        if isinstance(item, ValueError):
+            raise item
+        yield item
 
 
 def _begin_worker(_: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the trainer decides when to stop, and then ends its worker.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Ctrl-C, and SIGTERM from most schedulers, reach every process of the group; the trainer alone decides when to
+    # stop, and its worker ends with it (torch's worker loop watches its parent).
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -46,7 +46,7 @@ class FiniteGuard:
             shown = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
             raise FloatingPointError(
                 f"step {step}: {names} not finite ({shown}); {self.skipped} steps failed so, {self.budget} may. "
-                "Resume from an earlier checkpoint with a lower learning rate"
+                "Begin a run with a lower learning rate, or allow more with train.skip_budget"
             )
         return False
 

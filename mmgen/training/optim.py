@@ -1,4 +1,4 @@
-"""AdamW with its parameter groups, and the learning rate as a pure function of the step.
+"""AdamW and Muon with their parameter groups, and the learning rate as a pure function of the step.
 
 Knows parameters by name and shape only; which modules exist is the model's business.
 """
@@ -6,18 +6,22 @@ Knows parameters by name and shape only; which modules exist is the model's busi
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+_BLOCK = re.compile(r"(^|\.)layers\.\d+\.")  # parameters of the trunk's blocks
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """The optimizer and its schedule."""
 
+    matrices: Literal["adamw", "muon"] = "adamw"
+    """What moves the matrices of the trunk's blocks: Muon takes fewer steps; everything else is AdamW's."""
     lr: float = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate; Muon's updates are scaled to the size of AdamW's, so that one rate serves both."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of AdamW's first and second moment."""
     eps: float = 1e-8
@@ -80,8 +84,34 @@ def learning_rate(config: OptimConfig, step: int, total: int) -> float:
     return config.lr * (config.final_lr_share + (1 - config.final_lr_share) * share)
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Returns AdamW over the parameters that want gradients, with its state made (zeros).
+class Together:
+    """Several optimizers, each over parameters of its own, that step as one."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    @property
+    def state(self) -> dict[Tensor, Any]:
+        return {parameter: state for part in self.parts for parameter, state in part.state.items()}
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=set_to_none)
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> Together:
+    """Returns the optimizer of the parameters that want gradients, with its state made (zeros).
+
+    Muon (torch's own) orthogonalizes the momentum of a matrix; with `match_rms_adamw` (arXiv 2502.16982, section 2.2)
+    its updates have the root mean square of AdamW's.
 
     The state exists from the start, also for parameters that a data mix never reaches, so that every checkpoint of a
     run holds the same tensors. Fused on devices that torch fuses it for. Raises ValueError where nothing is trainable.
@@ -89,21 +119,34 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise ValueError("the model has no parameter that wants a gradient: nothing to train")
-    decayed = {name for name, p in named.items() if decays(name, p, config)}
+    muon = {
+        name: p
+        for name, p in named.items()
+        if config.matrices == "muon" and p.ndim == 2 and _BLOCK.search(name) is not None
+    }
+    rest = {name: p for name, p in named.items() if name not in muon}
+    decayed = {name for name, p in rest.items() if decays(name, p, config)}
     groups = [
-        {"params": [p for name, p in named.items() if name in decayed], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in named.items() if name not in decayed], "weight_decay": 0.0},
+        {"params": [p for name, p in rest.items() if name in decayed], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in rest.items() if name not in decayed], "weight_decay": 0.0},
     ]
     fused = all(p.device.type in ("cpu", "cuda") for p in named.values())
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        fused=fused,
-    )
-    _make_state(optimizer)
-    return optimizer
+    parts: list[torch.optim.Optimizer] = []
+    if rest:
+        groups = [group for group in groups if group["params"]]
+        parts.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused))
+    if muon:
+        parts.append(
+            torch.optim.Muon(
+                list(muon.values()),
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    for part in parts:
+        _make_state(part)
+    return Together(*parts)
 
 
 def decays(name: str, parameter: Tensor, config: OptimConfig) -> bool:
@@ -111,7 +154,7 @@ def decays(name: str, parameter: Tensor, config: OptimConfig) -> bool:
     return parameter.ndim >= 2 and not any(re.search(pattern, name) for pattern in config.no_decay)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer | Together, lr: float) -> None:
     """Sets the learning rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mmgen.config import load_yaml
 from mmgen.data.loader import DataConfig
 from mmgen.data.streams import SourceConfig
@@ -33,6 +35,10 @@ class PreviewConfig:
     steps: tuple[int, ...] = (1, 4)
     guidance: float = 2.0
 
+    def __post_init__(self) -> None:
+        if self.every and (not self.steps or min(self.steps) < 1):
+            raise ValueError(f"steps {list(self.steps)} must be one or more numbers of at least 1")
+
 
 @dataclass(frozen=True)
 class ValidationConfig:
@@ -43,6 +49,12 @@ class ValidationConfig:
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     batches: int = 4
 
+    def __post_init__(self) -> None:
+        if self.every and (not self.sources or self.batches < 1):
+            raise ValueError(
+                "every is set, so sources must name at least one source, and batches be at least 1"
+            )
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
@@ -51,6 +63,10 @@ class CheckpointConfig:
     keep_last: int = 2
     milestones: int = 0
     """checkpoints at multiples of this many steps are kept for good; 0 keeps none"""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep_last < 1:
+            raise ValueError(f"every {self.every} and keep_last {self.keep_last} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -128,6 +144,7 @@ def load(run: str | Path, which: str = "ema") -> Sampler:
     config = load_run_config(checkpoint.parent.parent)
     parts = build(config)
     parts.model.load_state_dict(load_model_weights(checkpoint, which))
+    parts.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return Sampler(parts.model, parts.modalities, parts.objective, config.size, config.plan)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from mmgen.config import fingerprint, save_yaml, to_mapping
+from mmgen.config import save_yaml, to_mapping
 from mmgen.data.loader import DataConfig, Loader
 from mmgen.evaluation.grid import picture_grid
 from mmgen.objectives import text_loss
@@ -31,7 +31,16 @@ from mmgen.training.optim import build_optimizer, learning_rate, set_learning_ra
 from mmgen.training.run import CHECKPOINTS, CONFIG_NAME, Parts, RunConfig, build, load_run_config
 
 # what a resumed run may change without becoming another run
-FREE_ON_RESUME = {"train.steps", "log", "checkpoint", "preview", "plan", "run"}
+FREE_ON_RESUME = {
+    "train.steps",
+    "train.skip_budget",
+    "log",
+    "checkpoint",
+    "preview",
+    "validation",
+    "plan",
+    "run",
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ def train(config: RunConfig, resume: bool = False) -> Path:
     Raises ValueError where the run exists and `resume` is not set, or where what is resumed is another run.
     """
     run = Path(config.run)
-    latest = _prepare(run, config, resume)
+    latest = _checkpoint_to_resume(run, config, resume)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)
     parts = build(config)
@@ -83,26 +92,22 @@ def train(config: RunConfig, resume: bool = False) -> Path:
     optimizer = build_optimizer(model, config.optim)
     loader = Loader(config.data, parts.modalities, config.seed)
     guard = FiniteGuard(config.train.skip_budget)
+
+    def tensors() -> dict[str, Any]:
+        optimizer_tensors = optimizer_state(model, optimizer)
+        return {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer_tensors}
+
+    save_yaml(config, run / CONFIG_NAME)  # not before everything that the configuration names was built
     step = samples = 0
     if latest is not None:
-        tensors = {
-            "model": model.state_dict(),
-            "ema": ema.state_dict(),
-            "optimizer": optimizer_state(model, optimizer),
-        }
-        scalars = load_checkpoint(latest, tensors)
+        scalars = load_checkpoint(latest, tensors())
         step, samples, guard.skipped = scalars["step"], scalars["samples"], scalars["skipped"]
         loader.load_state(scalars["loader"])
     saved = step if latest is not None else -1
 
     def save(state: dict[str, Any]) -> Path:
-        tensors = {
-            "model": model.state_dict(),
-            "ema": ema.state_dict(),
-            "optimizer": optimizer_state(model, optimizer),
-        }
         scalars = {"step": step, "samples": samples, "skipped": guard.skipped, "loader": state}
-        path = save_checkpoint(run / CHECKPOINTS, step, tensors, scalars)
+        path = save_checkpoint(run / CHECKPOINTS, step, tensors(), scalars)
         prune(run / CHECKPOINTS, config.checkpoint.keep_last, config.checkpoint.milestones)
         return path
 
@@ -110,6 +115,7 @@ def train(config: RunConfig, resume: bool = False) -> Path:
     state = loader.state()
     ready = feeds(loader, parts.objective, config.seed, config.train.attention, ahead=config.train.prefetch)
     meters = Meters()
+    broken = ""
     total = config.train.steps
     report = Reporter(
         run, config.log, total_steps=total, step=step, samples=samples, resolved=to_mapping(config)
@@ -130,6 +136,8 @@ def train(config: RunConfig, resume: bool = False) -> Path:
             optimizer.zero_grad(set_to_none=True)
             step += 1
             samples += feed.batch.num_documents
+            if feed.broken != broken:
+                report.say(f"data left out: {(broken := feed.broken)}")
             for name, part in losses.items():
                 meters.add(f"{name}_loss", part.total, part.count)
             meters.add("loss", loss)
@@ -187,28 +195,24 @@ def _due(every: int, step: int, total: int) -> bool:
     return every > 0 and (step % every == 0 or step == total)
 
 
-def _prepare(run: Path, config: RunConfig, resume: bool) -> Path | None:
-    """The checkpoint to continue from; writes the resolved configuration of a new run."""
+def _checkpoint_to_resume(run: Path, config: RunConfig, resume: bool) -> Path | None:
+    """The checkpoint to continue from, None for a new run. Raises ValueError where `config` may not go on there."""
     latest = latest_checkpoint(run / CHECKPOINTS)
     if not resume:
         if latest is not None:
             raise ValueError(
                 f"{run} already holds a run at {latest.name}: add --resume, or choose another --run"
             )
-        run.mkdir(parents=True, exist_ok=True)
-        save_yaml(config, run / CONFIG_NAME)
         return None
     if latest is None:
         raise ValueError(f"--resume: {run} holds no checkpoint to continue from; leave --resume out to begin")
     old = load_run_config(run)
-    if fingerprint(old) != fingerprint(config):
-        changed = [key for key in _differences(to_mapping(old), to_mapping(config)) if not _is_free(key)]
-        if changed:
-            raise ValueError(
-                f"--resume: {run} was trained with other values of {', '.join(changed)}; "
-                f"only {', '.join(sorted(FREE_ON_RESUME))} may change"
-            )
-        save_yaml(config, run / CONFIG_NAME)
+    changed = [key for key in _differences(to_mapping(old), to_mapping(config)) if not _is_free(key)]
+    if changed:
+        raise ValueError(
+            f"--resume: {run} was trained with other values of {', '.join(changed)}; "
+            f"only {', '.join(sorted(FREE_ON_RESUME))} may change"
+        )
     return latest
 
 

@@ -35,7 +35,11 @@ def sample(index: int, size: int = 16) -> Sample:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "boxes"
-    samples = [*map(sample, range(40)), Sample("text-only", "", {"text": "no picture here"}), sample(90, size=32)]
+    samples = [
+        *map(sample, range(40)),
+        Sample("text-only", "", {"text": "no picture here"}),
+        sample(90, size=32),
+    ]
     write_shards(
         folder,
         samples,
@@ -80,7 +84,10 @@ def test_encode_copies_the_data_set_with_latents(data, latents, tmp_path, capsys
     manifest = verify(out)
     old = read_manifest(data)
     assert manifest.sources == {"boxes": "1.0", "latents": f"boxes-latents {codec.fingerprint}"}
-    assert (manifest.name, manifest.licences) == (old.name, old.licences) and "latents.npy" in manifest.columns
+    assert (manifest.name, manifest.licences) == (
+        old.name,
+        old.licences,
+    ) and "latents.npy" in manifest.columns
     assert (out / "ATTRIBUTION.md").read_text() == "Drawn here."
     for split in ("train", "unseen_concepts"):
         before, after = samples_of(data, split), samples_of(out, split)
@@ -95,7 +102,9 @@ def test_encode_copies_the_data_set_with_latents(data, latents, tmp_path, capsys
             assert other.latents is not None and other.latents.dtype == np.float16
             assert other.latents.shape == (4, side, side)
             expected = codec.encode(picture_to_tensor(one.picture)[None])[0]
-            torch.testing.assert_close(torch.from_numpy(other.latents).float(), expected, atol=5e-3, rtol=2e-3)
+            torch.testing.assert_close(
+                torch.from_numpy(other.latents).float(), expected, atol=5e-3, rtol=2e-3
+            )
 
 
 def test_encode_reads_a_folder_of_tars_without_manifest(data, latents, tmp_path):
@@ -112,7 +121,9 @@ def test_encode_says_which_picture_does_not_divide(latents, tmp_path, capsys):
     arguments = ["--data", str(tmp_path / "odd"), "--latents", str(latents), "--out", str(tmp_path / "out")]
     assert main(["tokenizer", "encode", *arguments]) == 2
     message = capsys.readouterr().err
-    assert "s001: a picture of 18x18 pixels: both must be multiples of 4" in message and message.count("\n") == 1
+    assert (
+        "s001: a picture of 18x18 pixels: both must be multiples of 4" in message and message.count("\n") == 1
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -58,25 +58,34 @@ def test_shuffling_goes_beyond_a_shard(folder: Path):
 
 def test_include_and_thin(folder: Path, tmp_path: Path):
     (tmp_path / "kinds.txt").write_text("# taken\neven\n")
-    stream = SampleStream("a", SourceConfig(str(folder), include={"kind": str(tmp_path / "kinds.txt")}), seed=0)
+    stream = SampleStream(
+        "a", SourceConfig(str(folder), include={"kind": str(tmp_path / "kinds.txt")}), seed=0
+    )
     assert sorted(keys_of_epoch(stream, 0)) == sorted(f"sample{i}" for i in range(0, 50, 2))
     stream = SampleStream("a", SourceConfig(str(folder), thin={"tone": 0.5}), seed=0)
     epochs = [set(keys_of_epoch(stream, epoch)) for epoch in range(8)]
     toned = {f"sample{i}" for i in range(20)}
-    assert all({f"sample{i}" for i in range(20, 50)} <= keys for keys in epochs), "the others are never thinned"
+    assert all({f"sample{i}" for i in range(20, 50)} <= keys for keys in epochs), (
+        "the others are never thinned"
+    )
     assert 5 < sum(len(keys & toned) for keys in epochs) / 8 < 15
     assert epochs[0] != epochs[1]
 
 
 def test_a_filter_that_leaves_nothing_is_an_error(folder: Path, tmp_path: Path):
     (tmp_path / "kinds.txt").write_text("neither\n")
-    stream = SampleStream("a", SourceConfig(str(folder), include={"kind": str(tmp_path / "kinds.txt")}), seed=0)
+    stream = SampleStream(
+        "a", SourceConfig(str(folder), include={"kind": str(tmp_path / "kinds.txt")}), seed=0
+    )
     with pytest.raises(ValueError, match="no usable sample"):
         stream.find(Position())
 
 
 def config(folder: Path, **sources: float) -> DataConfig:
-    named = {name: SourceConfig(str(folder), weight=weight, window=2) for name, weight in (sources or {"a": 1.0}).items()}
+    named = {
+        name: SourceConfig(str(folder), weight=weight, window=2)
+        for name, weight in (sources or {"a": 1.0}).items()
+    }
     tasks = ComposeConfig({"text image": 0.6, "image text": 0.2, "text": 0.2})
     return DataConfig(named, tasks, PackConfig(2, 128, 128))
 
@@ -135,7 +144,10 @@ def test_every_document_stands_whole_in_one_row_and_within_it_in_rank_order():
             if document != PAD:
                 here = layout.document[row] == document
                 assert document not in lengths, "a document lies in one row"
-                lengths[document] = (int(here.sum()), int((batch.state.layout.document[row] == document).sum()))
+                lengths[document] = (
+                    int(here.sum()),
+                    int((batch.state.layout.document[row] == document).sum()),
+                )
                 assert layout.rank[row][here].diff().ge(0).all()
                 assert here.nonzero()[:, 0].diff().eq(1).all()
     assert sorted(lengths.values()) == sorted(map(document_lengths, placed))
@@ -144,7 +156,9 @@ def test_every_document_stands_whole_in_one_row_and_within_it_in_rank_order():
 def test_a_document_longer_than_a_row_is_refused_not_cut():
     packer = Packer(PackConfig(1, 128, 128), modalities())
     (large,) = documents(1)
-    long = compose(Sample("long", "", {"text": "red " * 200}), ComposeConfig({"text": 1.0}), modalities(), keyed_numpy(0))
+    long = compose(
+        Sample("long", "", {"text": "red " * 200}), ComposeConfig({"text": 1.0}), modalities(), keyed_numpy(0)
+    )
     assert packer.fits_empty(large)
     assert not packer.fits_empty(long)
     assert not packer.add(long)
@@ -200,7 +214,7 @@ def test_a_dropped_condition_leaves_begin_and_size():
 
 
 def test_a_noisy_copy_reads_what_its_clean_twin_reads():
-    """The rank of the state's tokens is that of the clean block, so an image-first document's null context is 3 tokens."""
+    """The state's tokens have the rank of the clean block, so the null context of a picture is 3 tokens."""
     writer = BatchWriter(1, 64, 64, modalities())
     (document,) = documents(1, "image text")
     writer.begin(0, 0)
@@ -210,3 +224,42 @@ def test_a_noisy_copy_reads_what_its_clean_twin_reads():
     clean = batch.context.layout.rank[0, 3]
     assert batch.state.layout.rank[0, :16].eq(clean).all()
     assert not batch.state.layout.public[0, :16].any()
+
+
+def test_copies_share_one_context_and_have_noise_of_their_own():
+    parts = modalities(copies=3)
+    (document,) = documents(1, copies=3)
+    assert document_lengths(document) == (len(document) - 16, 48)
+    packer = Packer(PackConfig(1, 128, 128), parts)
+    packer.add(document)
+    batch = packer.finish()
+    layout = batch.state.layout
+    assert layout.rank[0, :48].unique().numel() == 1
+    assert layout.block[0, :48].unique_consecutive(return_counts=True)[1].tolist() == [16, 16, 16]
+    assert batch.state.instance[0, :48].unique_consecutive().tolist() == [0, 1, 2]
+    assert torch.equal(batch.state.values["image"][0, :16], batch.state.values["image"][0, 16:32])
+    assert batch.instances.group.tolist() == [0, 1, 2]
+
+
+def test_a_sample_of_no_use_is_counted_once_however_often_it_is_drawn(tmp_path: Path):
+    items = [sample(i) for i in range(200)] + [
+        Sample(f"bare{i}", "", picture=sample(i).picture) for i in range(2)
+    ]
+    write_shards(tmp_path / "set", items, lambda _: "train", "test")
+    data = DataConfig({"a": SourceConfig(str(tmp_path / "set"))}, pack=PackConfig(2, 128, 128))
+    loader = Loader(data, modalities(), seed=0)
+    for _ in islice(loader, 60):
+        pass
+    assert loader.positions["a"].epoch > 2
+    assert loader.broken() == "a: 2 of 202 samples broken (missing caption 2)"
+
+
+def test_too_many_samples_of_no_use_stop_with_the_file_named(tmp_path: Path):
+    items = [sample(i) for i in range(100)] + [
+        Sample(f"bare{i}", "", picture=sample(i).picture) for i in range(20)
+    ]
+    write_shards(tmp_path / "set", items, lambda _: "train", "test")
+    loader = Loader(DataConfig({"a": SourceConfig(str(tmp_path / "set"))}), modalities(), seed=0)
+    with pytest.raises(ValueError, match=r"train-000000.*bare.*missing caption"):
+        for _ in islice(loader, 60):
+            pass

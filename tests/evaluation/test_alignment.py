@@ -71,13 +71,22 @@ def test_nothing_to_compare_with_is_refused() -> None:
 def test_alignment_learns_a_linear_map_and_shuffled_texts_teach_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     meaning = torch.randn(300, 12, generator=generator)
-    pictures = meaning @ torch.randn(12, 40, generator=generator) + 0.3 * torch.randn(300, 40, generator=generator)
+    pictures = meaning @ torch.randn(12, 40, generator=generator) + 0.3 * torch.randn(
+        300, 40, generator=generator
+    )
     texts = normalize(meaning @ torch.randn(12, 20, generator=generator), dim=-1)
     labels = [str(row) for row in range(300)]
 
     def recall(order: torch.Tensor) -> float:
-        fitted = train_alignment(pictures[:200], texts[:200][order], labels[:200], ("t",), steps=100, batch_size=128)
-        return (fitted.similarity(pictures[200:], texts[200:]).argmax(1) == torch.arange(100)).float().mean().item()
+        fitted = train_alignment(
+            pictures[:200], texts[:200][order], labels[:200], ("t",), steps=100, batch_size=128
+        )
+        return (
+            (fitted.similarity(pictures[200:], texts[200:]).argmax(1) == torch.arange(100))
+            .float()
+            .mean()
+            .item()
+        )
 
     assert recall(torch.arange(200)) > 0.7
     assert recall(torch.randperm(200, generator=generator)) < 0.1

@@ -88,11 +88,20 @@ def test_kid_bootstrap_is_centred_on_its_value() -> None:
     assert abs(middle - estimate.value) < 0.3 * (estimate.high - estimate.low)
 
 
+@pytest.mark.parametrize("paired", [True, False])
+def test_few_pictures_still_have_an_interval(paired: bool) -> None:
+    """Of four pictures one draw in 64 is of a single one, which has no pairs."""
+    estimate = kid(gaussian(0, 4, 3), gaussian(1, 4, 3), ("few",), paired)
+    assert estimate.low <= estimate.value <= estimate.high
+
+
 def test_copying_the_prompts_own_pictures_is_not_better_than_drawing_new_ones() -> None:
     real = gaussian(0, 200, 8, scale=2.0)
     copies, new = real + 0.01 * gaussian(1, 200, 8), gaussian(2, 200, 8, scale=2.0)
     naive = kid(copies, real, ("copies",))
-    assert naive.value < real_floor(kid_value, real, ("copies",)).value - 0.1  # the trap: better than real pictures
+    assert (
+        naive.value < real_floor(kid_value, real, ("copies",)).value - 0.1
+    )  # the trap: better than real pictures
     paired = kid(copies, real, ("copies",), paired=True)
     assert abs(paired.value) < abs(naive.value) / 10
     again = kid(new, real, ("new",), paired=True)
@@ -100,7 +109,10 @@ def test_copying_the_prompts_own_pictures_is_not_better_than_drawing_new_ones() 
 
 
 def test_paired_kid_is_unbiased() -> None:
-    values = [kid(gaussian(2 * i, 15, 4), gaussian(2 * i + 1, 15, 4), ("p", i), paired=True).value for i in range(200)]
+    values = [
+        kid(gaussian(2 * i, 15, 4), gaussian(2 * i + 1, 15, 4), ("p", i), paired=True).value
+        for i in range(200)
+    ]
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
 
 

@@ -29,7 +29,10 @@ def discs(num: int, blur: int = 1) -> torch.Tensor:
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     pictures = []
     for _ in range(num):
-        centre, radius = 16 + 32 * torch.rand(2, generator=generator), 6 + 12 * torch.rand(1, generator=generator)
+        centre, radius = (
+            16 + 32 * torch.rand(2, generator=generator),
+            6 + 12 * torch.rand(1, generator=generator),
+        )
         inside = ((y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2).float()
         colour = 2 * torch.rand(3, 1, 1, generator=generator) - 1
         pictures.append(inside * colour + (1 - inside))

@@ -22,7 +22,12 @@ SHAPES = [
 def reference(shape: dict) -> Qwen3ForCausalLM:
     torch.manual_seed(1)
     config = Qwen3Config(
-        vocab_size=61, hidden_size=32, intermediate_size=56, num_hidden_layers=3, rope_parameters={"rope_type": "default", "rope_theta": 7_000.0}, **shape
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=56,
+        num_hidden_layers=3,
+        rope_parameters={"rope_type": "default", "rope_theta": 7_000.0},
+        **shape,
     )
     network = Qwen3ForCausalLM(config).eval()
     with torch.no_grad():
@@ -39,7 +44,9 @@ def ours(network: Qwen3ForCausalLM, **overrides: object) -> Model:
 
 def text(ids: Tensor, start: int = 0) -> Stream:
     rank = torch.arange(start, start + ids.shape[1]).expand(ids.shape)
-    layout = Layout(torch.arange(len(ids))[:, None].expand(ids.shape), rank, rank, torch.ones_like(ids, dtype=torch.bool))
+    layout = Layout(
+        torch.arange(len(ids))[:, None].expand(ids.shape), rank, rank, torch.ones_like(ids, dtype=torch.bool)
+    )
     return Stream(torch.zeros_like(ids), ids, {}, rank[..., None].expand(-1, -1, 3), layout)
 
 
@@ -94,7 +101,17 @@ def test_a_state_feed_forward_starts_as_a_copy():
     [
         ({"attention_bias": True}, "attention_bias"),
         ({"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}, "sliding"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 64}}, "yarn"),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 1e4,
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+            "yarn",
+        ),
         ({"hidden_act": "gelu"}, "gelu"),
     ],
 )
@@ -105,6 +122,10 @@ def test_what_the_trunk_has_not_is_refused(change: dict, message: str):
 
 def test_weights_of_another_shape_are_refused_by_name():
     network = reference(SHAPES[0])
-    model = Model(TrunkConfig(width=32, num_layers=3, num_heads=4, num_kv_heads=4, head_dim=8, ffn_width=48), modalities(), 61)
+    model = Model(
+        TrunkConfig(width=32, num_layers=3, num_heads=4, num_kv_heads=4, head_dim=8, ffn_width=48),
+        modalities(),
+        61,
+    )
     with pytest.raises(ValueError, match="mlp.*56.*48"):
         from_qwen3(model, network.state_dict())

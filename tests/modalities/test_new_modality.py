@@ -33,12 +33,17 @@ class Pulse(Modality):
         values = torch.tensor(sample.metadata["pulse"]).float().view(-1, 2) * self.sigma_data
         committed = self.commit(values, draw) if not place.last else None
         positions = text_positions(place.start, len(values))
-        return [Span(self.name, positions, None, values, committed, (len(values),), True, not place.last)]
+        return [Span(self.name, positions, None, values, committed, (len(values),), read=not place.last)]
 
 
 def test_a_modality_from_an_import_path_trains_in_both_directions(tmp_path: Path):
     samples = [
-        Sample(f"s{i}", "", {"text": ["slow", "fast"][i % 2]}, metadata={"pulse": [float((-1) ** (j * (i % 2))) for j in range(12)]})
+        Sample(
+            f"s{i}",
+            "",
+            {"text": ["slow", "fast"][i % 2]},
+            metadata={"pulse": [float((-1) ** (j * (i % 2))) for j in range(12)]},
+        )
         for i in range(20)
     ]
     write_shards(tmp_path / "data", samples, lambda _: "train", "pulses")
@@ -47,7 +52,10 @@ def test_a_modality_from_an_import_path_trains_in_both_directions(tmp_path: Path
         {
             "run": str(tmp_path / "run"),
             "tokenizer": str(tmp_path / "tokenizer"),
-            "modalities": {"text": {}, "pulse": {"kind": "tests.modalities.test_new_modality:Pulse", "length": 12}},
+            "modalities": {
+                "text": {},
+                "pulse": {"kind": "tests.modalities.test_new_modality:Pulse", "length": 12},
+            },
             "data": {
                 "sources": {"pulses": {"path": str(tmp_path / "data")}},
                 "compose": {"tasks": {"text pulse": 0.7, "pulse text": 0.3}},

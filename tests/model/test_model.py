@@ -1,6 +1,7 @@
 """Two streams, two verbs: nothing leaks, and every way to run them gives the same numbers."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tests.parts import TINY, documents, modalities, model
 
 def pack(items: list[Document], rows: int = 2) -> PackedBatch:
     packer = Packer(PackConfig(rows, 128, 128), modalities())
-    assert all([packer.add(document) for document in items])
+    assert all(packer.add(document) for document in items)
     return packer.finish()
 
 
@@ -59,7 +60,13 @@ def test_backends_agree_in_values_and_gradients():
     for backend in ("dense", "runs"):
         hidden, output = run(net, batch, state, backend)
         loss = hidden[context].square().sum() + output[states].sin().sum()
-        results.append([hidden[context], output[states], *torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)])
+        results.append(
+            [
+                hidden[context],
+                output[states],
+                *torch.autograd.grad(loss, list(net.parameters()), allow_unused=True),
+            ]
+        )
     for dense, runs in zip(*results, strict=True):
         if dense is not None:
             torch.testing.assert_close(runs, dense, rtol=1e-9, atol=1e-10)
@@ -131,12 +138,17 @@ def test_expand_in_pieces_over_a_cache_equals_expand_at_once():
     # the picture is one block, so no cut may fall inside it: begin and size (3), picture (16), then single tokens
     cuts = [0, 3, 19, *range(20, length + 1)]
     parts, past = [], None
-    for a, b in zip(cuts[:-1], cuts[1:], strict=True):
+    for a, b in pairwise(cuts):
         part, so_far = _columns(whole, a, b), _columns(whole, 0, b).layout
         hidden, kvs = net.expand(part, plan_attention(part.layout, so_far, "dense"), past)
-        past = kvs if past is None else [
-            (torch.cat([pk, k], 1), torch.cat([pv, v], 1)) for (pk, pv), (k, v) in zip(past, kvs, strict=True)
-        ]
+        past = (
+            kvs
+            if past is None
+            else [
+                (torch.cat([pk, k], 1), torch.cat([pv, v], 1))
+                for (pk, pv), (k, v) in zip(past, kvs, strict=True)
+            ]
+        )
         parts.append(hidden)
     torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=1e-10, atol=1e-11)
 

@@ -15,7 +15,9 @@ def test_on_text_it_is_the_rotation_of_qwen3():
     expected = apply_rotary_pos_emb(q, k, cos, sin)
     angles = rope_angles(positions[..., None].expand(-1, -1, 3), 16, 5_000.0)
     for ours, theirs in zip((q, k), expected, strict=True):
-        torch.testing.assert_close(rotate(ours.transpose(1, 2), *angles).transpose(1, 2), theirs, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            rotate(ours.transpose(1, 2), *angles).transpose(1, 2), theirs, rtol=1e-6, atol=1e-6
+        )
 
 
 def test_scores_depend_on_differences_of_positions_on_each_axis():

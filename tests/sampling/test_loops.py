@@ -30,7 +30,12 @@ def test_pushforward_of_a_known_velocity_reaches_the_data():
 def test_swapped_times_do_not_reach_the_data():
     path = Path()
     data, noise = torch.randn(2, 5, dtype=torch.float64)
-    x = pushforward(lambda x, t, s: (x - data) / t / path.sigma_data, lambda g, x, t, s: path.jump(g, x, s, t), noise, uniform_grid(4))
+    x = pushforward(
+        lambda x, t, s: (x - data) / t / path.sigma_data,
+        lambda g, x, t, s: path.jump(g, x, s, t),
+        noise,
+        uniform_grid(4),
+    )
     assert (x - data).abs().max() > 0.1
 
 
@@ -59,7 +64,12 @@ def test_tokens_follow_the_law_and_the_nucleus():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"steps": 0}, "steps 0"), ({"guidance": -1.0}, "guidance"), ({"top_p": 0.0}, "top_p"), ({"max_tokens": 0}, "max_tokens")],
+    [
+        ({"steps": 0}, "steps 0"),
+        ({"guidance": -1.0}, "guidance"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+    ],
 )
 def test_a_plan_that_cannot_be_is_refused(change: dict, message: str):
     with pytest.raises(ValueError, match=message):

@@ -32,7 +32,9 @@ def test_pictures_batched_equal_one_by_one(guidance: float):
     for index, prompt in enumerate(PROMPTS):
         alone = draws.generate([prompt], plan, seed=7 + index).latents
         torch.testing.assert_close(alone[0], together[index], rtol=0, atol=1e-4)
-    assert (together[0] - draws.generate(PROMPTS[:1], plan, seed=8).latents[0]).abs().max() > 0.1, "seeds matter"
+    assert (together[0] - draws.generate(PROMPTS[:1], plan, seed=8).latents[0]).abs().max() > 0.1, (
+        "seeds matter"
+    )
 
 
 def test_texts_batched_equal_one_by_one():
@@ -43,7 +45,9 @@ def test_texts_batched_equal_one_by_one():
     assert together == [writes.describe([p], plan, seed=3 + i).text[0] for i, p in enumerate(pictures)]
     assert len(set(together)) == 5
     together = writes.complete(["red", "a large blue", "the"], plan, seed=3).text
-    assert together == [writes.complete([p], plan, seed=3 + i).text[0] for i, p in enumerate(["red", "a large blue", "the"])]
+    assert together == [
+        writes.complete([p], plan, seed=3 + i).text[0] for i, p in enumerate(["red", "a large blue", "the"])
+    ]
 
 
 def test_sampling_calls_what_training_calls():
@@ -52,7 +56,7 @@ def test_sampling_calls_what_training_calls():
     parts = modalities()
     items = documents(3)
     packer = Packer(PackConfig(1, 128, 128), parts)
-    assert all([packer.add(document) for document in items])
+    assert all(packer.add(document) for document in items)
     batch = packer.finish()
     x = torch.randn(1, 128, parts["image"].channels, dtype=torch.float64)
     t, s = (torch.full((3,), time, dtype=torch.float64) for time in (0.7, 0.2))
@@ -75,7 +79,10 @@ def test_refining_writes_nothing_to_the_context():
     first = output(torch.zeros(1, 16, 48).double(), 0.9, 0.1)
     output(torch.ones(1, 16, 48).double(), 0.5, 0.1)
     assert torch.equal(first, output(torch.zeros(1, 16, 48).double(), 0.9, 0.1))
-    assert all(torch.equal(a, b) for a, b in zip(before, [x for pair in session.cache.past() for x in pair], strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before, [x for pair in session.cache.past() for x in pair], strict=True)
+    )
 
 
 def test_bits_are_those_of_the_training_batch():
@@ -121,14 +128,18 @@ def test_texts_hold_no_special_tokens_and_stop_at_the_end():
 def test_costs_are_the_flops_that_the_counter_sees(overrides: dict):
     draws = sampler(**overrides)
     plan = Plan(steps=3, guidance=2.0)
-    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+    ):
         result = draws.generate(PROMPTS, plan)
     assert result.cost.nfe == 6
     counted = counter.get_total_flops()
     assert abs(result.cost.flops - counted) / counted < 0.01
-    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+    ):
         result = draws.complete(["a red square"], Plan(max_tokens=6), seed=1)
     counted = counter.get_total_flops()
     assert abs(result.cost.flops - counted) / counted < 0.01
-
-

@@ -98,7 +98,9 @@ def test_encoding_is_deterministic_and_each_picture_on_its_own(folder):
     pixels = pictures(5)
     together = codec.encode(pixels)
     torch.testing.assert_close(codec.encode(pixels), together, atol=0, rtol=0)
-    torch.testing.assert_close(torch.cat([codec.encode(p[None]) for p in pixels]), together, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.cat([codec.encode(p[None]) for p in pixels]), together, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_the_fingerprint_is_of_weights_and_statistics(folder, tmp_path):
@@ -125,7 +127,9 @@ def test_a_damaged_file_is_refused(folder, tmp_path):
 
 def test_missing_parts_are_one_clear_line(tmp_path):
     AutoencoderTiny(**NETWORKS[AutoencoderTiny]).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"no statistics\.json; make it with `mmgen tokenizer fit-statistics`"):
+    with pytest.raises(
+        ValueError, match=r"no statistics\.json; make it with `mmgen tokenizer fit-statistics`"
+    ):
         DiffusersAutoencoder(tmp_path)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     weights.rename(tmp_path / "diffusion_pytorch_model.bin")
@@ -205,9 +209,17 @@ def test_pictures_become_tensors_over_white_and_back(mode):
     if picture.has_transparency_data:
         assert (tensor[:, 0] == 1).all()  # transparent is white, whatever the colour beneath
     expected = tensor_to_picture(tensor)
-    assert expected.mode == "RGB" and np.array_equal(np.array(expected), np.array(tensor_to_picture(picture_to_tensor(expected))))
+    assert expected.mode == "RGB" and np.array_equal(
+        np.array(expected), np.array(tensor_to_picture(picture_to_tensor(expected)))
+    )
     if mode == "RGB":
         assert np.array_equal(np.array(expected), levels[..., :3])
+
+
+def test_sixteen_bit_pictures_keep_their_brightness():
+    picture = Image.fromarray(np.array([[0, 0x8000, 0xFFFF]], dtype=np.uint16))
+    assert picture.mode.startswith("I;16")
+    torch.testing.assert_close(picture_to_tensor(picture)[0, 0], torch.tensor([0, 128, 255]) / 127.5 - 1)
 
 
 def test_psnr_is_the_mean_over_pictures_and_that_of_the_mean():

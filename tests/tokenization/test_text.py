@@ -15,7 +15,9 @@ TEXTS = [
     for style in ("noto", "fluent", "twemoji")
 ]
 SPELLINGS = ("<|begin|>", "<|end|>", "<|null|>", "<|height_1|>", "<|width_64|>", "<unk>", "<s>", "<0x41>")
-ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.text("a \t\n\r\u2581\u0000<|>x1é👍\u200d\u0301")
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.text(
+    "a \t\n\r\u2581\u0000<|>x1é👍\u200d\u0301"
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +95,20 @@ def test_specials_are_distinct_in_range_and_silent(tokenizer):
     specials += [size(n) for size in (tokenizer.height, tokenizer.width) for n in range(1, 65)]
     assert len(set(specials)) == 3 + 2 * 64 and set(specials) == tokenizer.specials
     assert min(specials) >= 0 and max(specials) < tokenizer.vocab_size
-    assert tokenizer.decode([tokenizer.begin, *tokenizer.encode("apple"), tokenizer.height(8), tokenizer.end]) == "apple"
+    assert (
+        tokenizer.decode([tokenizer.begin, *tokenizer.encode("apple"), tokenizer.height(8), tokenizer.end])
+        == "apple"
+    )
 
 
 def test_size_tokens_invert(tokenizer):
     assert tokenizer.max_size == 64
     for n in (1, 7, 64):
         assert tokenizer.height_of(tokenizer.height(n)) == n and tokenizer.width_of(tokenizer.width(n)) == n
-        assert tokenizer.width_of(tokenizer.height(n)) is None and tokenizer.height_of(tokenizer.width(n)) is None
+        assert (
+            tokenizer.width_of(tokenizer.height(n)) is None
+            and tokenizer.height_of(tokenizer.width(n)) is None
+        )
     assert tokenizer.height_of(tokenizer.begin) is None
     for n in (0, -1, 65):
         with pytest.raises(ValueError, match=r"sides are 1 to 64"):
@@ -163,7 +171,9 @@ def test_an_existing_folder_is_kept_unless_asked(tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").is_file()
 
 
-@pytest.mark.parametrize(("vocab_size", "message"), [(300, "leaves no room"), (50_000, "no vocabulary of 50000 from")])
+@pytest.mark.parametrize(
+    ("vocab_size", "message"), [(300, "leaves no room"), (50_000, "no vocabulary of 50000 from")]
+)
 def test_an_impossible_vocabulary_is_one_line(tmp_path, vocab_size, message):
     with pytest.raises(ValueError, match=message) as error:
         train_text(TEXTS, vocab_size, tmp_path / "t")

@@ -53,7 +53,12 @@ def weights_of(folder) -> dict[str, torch.Tensor]:
 def test_training_writes_a_folder_that_loads_and_learns(tmp_path, pictures):
     recipe = replace(TINY, num_samples=640)
     figures = train_latents(
-        recipe, pictures[:32], pictures[32:], tmp_path / "out", tmp_path / "work", provenance={"command": "mine"}
+        recipe,
+        pictures[:32],
+        pictures[32:],
+        tmp_path / "out",
+        tmp_path / "work",
+        provenance={"command": "mine"},
     )
     before = LatentTrainer(recipe, pictures, tmp_path / "none")
     assert figures[0] > psnr(pictures[32:], before.reconstruct(pictures[32:]))[0] + 3
@@ -73,7 +78,9 @@ def test_training_writes_a_folder_that_loads_and_learns(tmp_path, pictures):
     assert (tmp_path / "out" / "recipe.yaml").read_text().startswith("command: mine\n")
     verify_asset(tmp_path / "out")
     for path in (tmp_path / "out").iterdir():
-        assert stat.S_IMODE(os.stat(path).st_mode) & 0o444 == 0o444, f"{path.name} can be read by its owner alone"
+        assert stat.S_IMODE(os.stat(path).st_mode) & 0o444 == 0o444, (
+            f"{path.name} can be read by its owner alone"
+        )
 
 
 def test_a_cut_run_ends_as_an_uncut_one_bit_for_bit(tmp_path, pictures):
@@ -87,7 +94,9 @@ def test_a_cut_run_ends_as_an_uncut_one_bit_for_bit(tmp_path, pictures):
             raise Cut
 
     with pytest.raises(Cut):
-        train_latents(TINY, pictures[:32], pictures[32:], tmp_path / "b", tmp_path / "wb", save_every=2, on_step=cut)
+        train_latents(
+            TINY, pictures[:32], pictures[32:], tmp_path / "b", tmp_path / "wb", save_every=2, on_step=cut
+        )
     assert not (tmp_path / "b").exists()
     seen: list[int] = []
     again = train_latents(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmgen.training.checkpoint import optimizer_state
-from mmgen.training.optim import OptimConfig, build_optimizer, learning_rate, set_learning_rate
+from mmgen.training.optim import OptimConfig, Together, build_optimizer, learning_rate, set_learning_rate
 
 
 class Model(nn.Module):
@@ -78,8 +78,10 @@ def test_state_is_whole_before_the_first_step_and_changes_nothing() -> None:
     torch.manual_seed(1)
     lazy_model = Model()
     optimizer = build_optimizer(model, OptimConfig(lr=0.1, weight_decay=0.0))
-    lazy = torch.optim.AdamW([p for p in lazy_model.parameters() if p.requires_grad], lr=0.1, betas=(0.9, 0.95),
-                             eps=1e-8, weight_decay=0.0, fused=True)  # fmt: skip
+    trained = [p for p in lazy_model.parameters() if p.requires_grad]
+    lazy = Together(
+        torch.optim.AdamW(trained, lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
+    )
     state = optimizer_state(model, optimizer)
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     assert {name.removeprefix("state.").rpartition(".")[0] for name in state} == set(trainable)
@@ -120,3 +122,25 @@ def test_settings_outside_their_range_are_refused(changes: dict, text: str) -> N
 def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to train"):
         build_optimizer(nn.Linear(1, 1).requires_grad_(False), OptimConfig())
+
+
+def test_muon_moves_the_matrices_of_the_blocks_and_adamw_everything_else() -> None:
+    model = nn.Module()
+    model.layers = nn.ModuleList([nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4))])
+    model.head = nn.Linear(4, 3)
+    optimizer = build_optimizer(model, OptimConfig(matrices="muon", lr=0.01, weight_decay=0.0))
+    adamw, muon = optimizer.parts
+    assert [p.shape for group in muon.param_groups for p in group["params"]] == [(4, 6)]
+    assert sum(p.numel() for group in adamw.param_groups for p in group["params"]) == 4 + 8 + 15
+    assert all(not value.any() for state in optimizer.state.values() for value in state.values()), (
+        "made as zeros"
+    )
+    matrix = model.layers[0][0].weight
+    before = matrix.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    # orthogonalized: all singular values of the update are alike, which no gradient's and no AdamW step's are
+    values = torch.linalg.svdvals(matrix.detach() - before)
+    assert values.max() / values.min() < 2
+    assert "state.layers.0.0.weight.momentum_buffer" in optimizer_state(model, optimizer)

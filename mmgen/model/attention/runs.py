@@ -6,6 +6,7 @@ candidate keys are the document's tokens up to the run's end, and the run itself
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,6 +21,10 @@ from mmgen.sequence import PAD, Layout
 RUN = 64  # queries of a context run: longer documents are cut here, at block boundaries
 SHORT = 128  # runs of at most this many keys are computed by plain products
 STEP = 8  # lengths are rounded up to a multiple of this before runs are put together
+
+
+Run = tuple[int, int, int, int, int, int]
+"""first query and count, first key of what came before and count, first own key and count; as flat indices"""
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,12 @@ def _round(length: int) -> int:
     return -(-length // STEP) * STEP
 
 
-def _find_runs(queries: Layout, keys: Layout, past: int) -> dict[tuple[int, int], list[np.ndarray]]:
-    """Runs by rounded (queries, keys) counts; a run is [first query, end, first key, end, first own key, end], flat."""
+def _find_runs(queries: Layout, keys: Layout, past: int) -> dict[tuple[int, int], list[Run]]:
+    """Runs by their rounded counts of queries and keys."""
     width = keys.shape[1]
     document, block, public = (x.cpu().numpy() for x in (queries.document, queries.block, queries.public))
     key_document = keys.document.cpu().numpy()
-    runs: dict[tuple[int, int], list[np.ndarray]] = {}
+    runs: dict[tuple[int, int], list[Run]] = {}
     for row in range(document.shape[0]):
         bounds = _bounds(document[row], block[row], public[row])
         starts = _document_starts(key_document[row, :past])
@@ -99,8 +104,14 @@ def _find_runs(queries: Layout, keys: Layout, past: int) -> dict[tuple[int, int]
             # keys that came before (a context or a cache), then the stream's own tokens: the document so far
             first, end = starts.get(int(document[row, a]), (0, 0))
             num_keys = (end - first) + (b - own)
-            run = np.array([row * document.shape[1] + a, b - a, row * width + first, end - first])
-            run = np.append(run, [row * width + past + own, b - own])
+            run = (
+                row * document.shape[1] + a,
+                b - a,
+                row * width + first,
+                end - first,
+                row * width + past + own,
+                b - own,
+            )
             runs.setdefault((_round(b - a), _round(num_keys)), []).append(run)
     return runs
 
@@ -112,7 +123,7 @@ def _bounds(document: np.ndarray, block: np.ndarray, public: np.ndarray) -> list
     cuts = np.flatnonzero((np.diff(document) != 0) | ((np.diff(block) != 0) & ~public[1:])) + 1
     edges = [0, *cuts.tolist(), len(document)]
     bounds = []
-    for a, b in zip(edges[:-1], edges[1:], strict=True):
+    for a, b in pairwise(edges):
         if document[a] == PAD:
             continue
         start = a
@@ -131,7 +142,7 @@ def _document_starts(document: np.ndarray) -> dict[int, tuple[int, int]]:
         return {}
     edges = np.concatenate([[0], np.flatnonzero(np.diff(document)) + 1, [len(document)]])
     found: dict[int, tuple[int, int]] = {}
-    for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+    for a, b in pairwise(edges.tolist()):
         name = int(document[a])
         if name != PAD:
             # a cache may hold a document in several pieces, with padding between: take them all, the rule decides
@@ -140,9 +151,9 @@ def _document_starts(document: np.ndarray) -> dict[int, tuple[int, int]]:
 
 
 def _make_bucket(
-    members: list[np.ndarray], num_queries: int, num_keys: int, queries: Layout, keys: Layout
+    members: list[Run], num_queries: int, num_keys: int, queries: Layout, keys: Layout
 ) -> tuple[Bucket, Bool[Tensor, "R Q"]]:
-    runs = torch.from_numpy(np.stack(members))[:, :, None]  # [R, 6, 1]
+    runs = torch.tensor(members)[:, :, None]  # [R, 6, 1]
     slot = torch.arange(num_queries)
     valid = slot < runs[:, 1]
     query_index = runs[:, 0] + torch.where(valid, slot, 0)
@@ -157,4 +168,6 @@ def _make_bucket(
 
 
 def _take(layout: Layout, index: Int[Tensor, "R L"]) -> Layout:
-    return Layout(*(x.reshape(-1)[index] for x in (layout.document, layout.block, layout.rank, layout.public)))
+    return Layout(
+        *(x.reshape(-1)[index] for x in (layout.document, layout.block, layout.rank, layout.public))
+    )

@@ -1,0 +1,85 @@
+"""Pictures to tokens and back."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmgen.modalities import MissingPart, Place, build_modalities
+from mmgen.rng import keyed_numpy
+from mmgen.sequence import Sample
+from mmgen.tokenization.latents import picture_to_tensor
+from tests.parts import modalities, picture, sample, tokenizer
+
+
+def test_patches_are_in_raster_order_and_come_back():
+    image = modalities()["image"]
+    latents = torch.randn(3, 8, 12)
+    tokens, rows, columns = image.patchify(latents)
+    assert (rows, columns, tokens.shape) == (2, 3, (6, 48))
+    corner = latents[:, 4:8, 8:12].reshape(-1) * image.sigma_data
+    assert torch.equal(tokens[5], corner)
+    torch.testing.assert_close(image.unpatchify(tokens, rows, columns), latents)
+
+
+def test_stored_latents_are_taken_as_they_are():
+    image = modalities()["image"]
+    stored = np.random.default_rng(0).standard_normal((3, 8, 8)).astype(np.float16)
+    spans = image.encode(Sample("a", "s", latents=stored), Place(1, True, True), keyed_numpy(0))
+    torch.testing.assert_close(
+        image.unpatchify(spans[1].values, 2, 2), torch.from_numpy(stored.astype(np.float32))
+    )
+
+
+def test_a_picture_is_encoded_once_and_remembered_within_the_limit():
+    image = modalities()["image"]
+    calls = []
+    encode = image.codec.encode
+    image.codec.encode = lambda pixels: calls.append(1) or encode(pixels)
+    one = sample(0)
+    for _ in range(3):
+        spans = image.encode(one, Place(1, True, True), keyed_numpy(0))
+    assert len(calls) == 1
+    expected = picture_to_tensor(one.picture)
+    torch.testing.assert_close(image.unpatchify(spans[1].values, 4, 4), expected, rtol=0, atol=2e-3)
+    small = modalities(cache_mb=0)["image"]
+    for i in range(3):
+        small.encode(sample(i), Place(1, True, True), keyed_numpy(0))
+    assert len(small._cache) == 1
+
+
+def test_committed_latents_carry_the_configured_noise():
+    image = modalities(context_noise=0.2)["image"]
+    values = torch.zeros(4000, 3)
+    committed = image.commit(values + 1.0, keyed_numpy(0))
+    assert abs(committed.mean() - 0.8) < 0.01
+    assert abs(committed.std() - 0.2 * image.sigma_data) < 0.005
+    assert torch.equal(committed, image.commit(values + 1.0, keyed_numpy(0)))
+    assert torch.equal(modalities(context_noise=0.0)["image"].commit(values, keyed_numpy(0)), values)
+
+
+def test_a_sample_without_a_picture_is_named():
+    with pytest.raises(MissingPart, match="missing picture: a"):
+        modalities()["image"].encode(Sample("a", "s"), Place(1, True, True), keyed_numpy(0))
+
+
+def test_a_picture_that_does_not_divide_is_counted_not_resized():
+    odd = Sample("a", "s", picture=picture(0, size=18))
+    with pytest.raises(MissingPart, match="no multiples of 4 pixels: a"):
+        modalities()["image"].encode(odd, Place(1, True, True), keyed_numpy(0))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"image": {}}, "lack text"),
+        ({"text": {}, "sound": {}}, "sound.*none of"),
+        ({"text": {}, "sound": {"kind": "nowhere:Sound"}}, "cannot be imported"),
+        ({"text": {}, "image": {"ptach": 2}}, r"modalities\.image.*patch"),
+        ({"text": {}, "image": {"context_noise": 2.0}}, "context_noise 2.0"),
+        ({"text": {"captions": {"name": 0.0}}}, "captions"),
+    ],
+)
+def test_what_cannot_be_built_is_said_in_one_line(config: dict, message: str):
+    with pytest.raises(ValueError, match=message) as error:
+        build_modalities(config, tokenizer())
+    assert "\n" not in str(error.value)
