@@ -34,7 +34,7 @@ def test_a_run_writes_what_was_measured_where_and_with_what(
     )
     record = json.loads(out.read_text())
     assert record["name"] == "probe" and record["what"] == "First."
-    assert record["arguments"] == {"seeds": 2, "out": str(tmp_path / "o.json"), "quick": False, "length": 8}
+    assert record["arguments"] == {"seeds": 2, "out": None, "quick": False, "length": 8}
     assert record["rows"][0]["value"]["value"] == 0.5 and record["rows"][0]["value"]["num"] == 2
     assert record["rows"][1] == {"what": "b", "value": 0.123456, "extra": None}
     assert (
