@@ -26,10 +26,10 @@ from data_pipelines.emoji_sources import (
     read_names,
     read_set,
 )
-from mmgen.data.codec import on_white
 from mmgen.data.rejects import Rejects
 from mmgen.data.shards import Manifest, check_target, write_shards
 from mmgen.sequence import Sample
+from mmgen.tokenization.latents import on_white
 
 ASSETS = Path(__file__).parent / "assets"
 EVERYDAY = Path(__file__).parent.parent / "configs" / "emoji_everyday.txt"

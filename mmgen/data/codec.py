@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mmgen.sequence import Sample
+from mmgen.tokenization.latents import on_white
 
 PICTURES = ("webp", "png", "jpg", "jpeg")
 MAX_PIXELS = 1 << 26  # a picture of 8192 x 8192; what claims more is an error or a decompression bomb
@@ -114,18 +115,6 @@ def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         zlib.error,
     ):  # what Pillow's decoders raise on broken bytes
         raise BrokenSample("corrupt picture") from None
-
-
-def on_white(picture: Image.Image) -> Image.Image:
-    """The picture as RGB, composited on white where it is transparent."""
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray(
-            (np.asarray(picture) >> 8).astype(np.uint8)
-        )  # convert("RGB") would clip it to white
-    return picture.convert("RGB")
 
 
 def _decode_text(data: bytes) -> str:
