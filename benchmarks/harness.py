@@ -95,7 +95,9 @@ def run(
         "machine": machine(),
         "versions": versions(),
         "revision": revision(),
-        "arguments": to_mapping(dataclasses.replace(arguments, out=None)),  # where it is written decides no figure
+        "arguments": to_mapping(
+            dataclasses.replace(arguments, out=None)
+        ),  # where it is written decides no figure
         "rows": [{key: _json(value) for key, value in row.items()} for row in rows],
     }
     out = arguments.out or RESULTS / f"{name}.json"
