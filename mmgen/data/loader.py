@@ -54,9 +54,8 @@ class Loader:
         self.num_groups = 0
         self.waiting: list[Drawn] = []
         self._composed: dict[int, Document] = {}  # of those that wait; made again after a resume
-        self._dropped: set[tuple[str, str]] = (
-            set()
-        )  # samples of no use, counted once however often they are drawn
+        # samples of no use, counted once however often they are drawn
+        self._dropped: set[tuple[str, str]] = set()
 
     def state(self) -> dict[str, Any]:
         """What `load_state` needs, as JSON."""

@@ -136,14 +136,16 @@ def train(config: RunConfig, resume: bool = False) -> Path:
             optimizer.zero_grad(set_to_none=True)
             step += 1
             samples += feed.batch.num_documents
-            if feed.broken != broken:
-                report.say(f"data left out: {(broken := feed.broken)}")
             for name, part in losses.items():
                 meters.add(f"{name}_loss", part.total, part.count)
             meters.add("loss", loss)
             meters.add("grad_norm", norm)
             report.advance(step, samples)
             if step % config.log.every == 0 or step == total:
+                if (
+                    feed.broken != broken
+                ):  # with the rows, since its totals grow with every shard that is read
+                    report.say(f"data left out: {(broken := feed.broken)}")
                 means = meters.read()
                 report.row(step, samples, {"loss": means.pop("loss"), **means, "lr": lr})
             if _due(config.validation.every, step, total):
