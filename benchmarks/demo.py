@@ -20,6 +20,7 @@ from mmgen.evaluation.features import Lite0Features, picture_features
 from mmgen.evaluation.grid import picture_grid
 from mmgen.evaluation.intervals import proportion
 from mmgen.evaluation.real import SEEN, RealPicture, read_split, real_pictures
+from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
 from mmgen.tokenization.latents import tensor_to_picture
 from mmgen.training.checkpoint import latest_checkpoint
@@ -37,8 +38,8 @@ class Arguments(harness.Arguments):
     """What is trained."""
     steps: tuple[int, ...] = (1, 2, 4, 8)
     """Refinement steps of a picture."""
-    guidance: float = 2.0
-    """1 is none."""
+    guidance: float | None = None
+    """1 is none; the config's own plan where it is not given."""
     picture: Path | None = None
     """Where the grid of the first seed goes; the run's folder where it is not given."""
 
@@ -84,6 +85,11 @@ def _pictures(config: RunConfig, split: str, sampler: Sampler) -> list[RealPictu
     return real_pictures(samples, sampler.size)
 
 
+def _plan(sampler: Sampler, steps: int, arguments: Arguments) -> Plan:
+    guidance = sampler.plan.guidance if arguments.guidance is None else arguments.guidance
+    return replace(sampler.plan, steps=steps, guidance=guidance)
+
+
 def _retrieval(
     sampler: Sampler, pictures: Sequence[RealPicture], arguments: Arguments, seed: int
 ) -> list[harness.Row]:
@@ -95,7 +101,7 @@ def _retrieval(
     ceiling = proportion(retrieves_own(picture_features(decoded, lite0), features, cosine=True))
     rows: list[harness.Row] = []
     for steps in arguments.steps:
-        plan = replace(sampler.plan, steps=steps, guidance=arguments.guidance)
+        plan = _plan(sampler, steps, arguments)
         result = sampler.generate(prompts, plan, seed * SEED_STRIDE)
         assert result.latents is not None
         drawn = picture_features(result.images, lite0)
@@ -103,6 +109,7 @@ def _retrieval(
             {
                 "num": len(prompts),
                 "steps": steps,
+                "guidance": plan.guidance,
                 "nfe": result.cost.nfe,
                 "retrieval_latent": proportion(retrieves_own(result.latents, latents)),
                 "retrieval_lite0": proportion(retrieves_own(drawn, features, cosine=True)),
@@ -120,7 +127,7 @@ def _grid(sampler: Sampler, config: RunConfig, arguments: Arguments) -> Image.Im
     titles = [prompt if index < 6 else f"{prompt} (held out)" for index, prompt in enumerate(prompts)]
     rows, labels = [[picture.picture for picture in columns]], ["real"]
     for steps in arguments.steps:
-        plan = replace(sampler.plan, steps=steps, guidance=arguments.guidance)
+        plan = _plan(sampler, steps, arguments)
         rows.append(sampler.generate(prompts, plan).images)
         labels.append(f"{steps} step{'s' if steps > 1 else ''}")
     return picture_grid(rows, labels, titles)

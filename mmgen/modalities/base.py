@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmgen.sequence import Sample, Span
@@ -28,6 +28,13 @@ class Place:
     start: int
     first: bool
     last: bool
+
+
+class LinearEmbedding(nn.Linear):
+    """Values by one linear map; positions are left to the trunk's rotary embedding."""
+
+    def forward(self, values: Float[Tensor, "... D"], positions: Int[Tensor, "... 3"]) -> Float[Tensor, "... W"]:
+        return super().forward(values)
 
 
 class Modality(ABC):
@@ -56,8 +63,8 @@ class Modality(ABC):
         """The spans of the sample's part of this modality. Raises MissingPart where the sample has none."""
 
     def build_embedding(self, width: int) -> nn.Module:
-        """[..., channels] -> [..., width], for clean and noisy tokens alike."""
-        return nn.Linear(self.channels, width)
+        """(values [..., channels], positions [..., 3]) -> [..., width], for clean and noisy tokens alike."""
+        return LinearEmbedding(self.channels, width)
 
     def build_head(self, width: int) -> nn.Module:
         """[..., width] -> [..., channels]: the network's raw output G. Starts at zero."""

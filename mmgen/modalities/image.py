@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from mmgen.modalities.base import MissingPart, Modality, Place, text_positions
 from mmgen.sequence import Sample, Span
@@ -49,6 +49,29 @@ class ImageConfig:
             raise ValueError(f"context_noise {self.context_noise} must be in [0, 1)")
 
 
+class PatchEmbedding(nn.Module):
+    """Values by a linear map, plus sines and cosines of the token's row and column in its picture.
+
+    Rotary positions are relative: without the sum a noisy token would have to find its place in the picture from what it
+    reads of the size tokens.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        if width % 4:
+            raise ValueError(f"width {width} must be a multiple of 4: sines and cosines of two axes")
+        self.values = nn.Linear(channels, width)
+        frequency = 1e4 ** (-torch.arange(width // 4) / (width // 4))
+        self.register_buffer("frequency", frequency, persistent=False)
+
+    def forward(
+        self, values: Float[Tensor, "... D"], positions: Int[Tensor, "... 3"]
+    ) -> Float[Tensor, "... W"]:
+        place = positions[..., 1:] - positions[..., :1]
+        angles = (place[..., None] * self.frequency).flatten(-2)
+        return self.values(values) + torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
 class Image(Modality):
     Config = ImageConfig
 
@@ -65,6 +88,9 @@ class Image(Modality):
             raise MissingPart(f"picture of more than {self.tokenizer.max_size} tokens a side", sample.key)
         size = self.size_span(height, width, place.start, predicted=not place.first)
         return [size, self.span(values, height, width, size.next_position, draw, read=not place.last)]
+
+    def build_embedding(self, width: int) -> nn.Module:
+        return PatchEmbedding(self.channels, width)
 
     def latents(self, sample: Sample) -> Float[Tensor, "D h w"]:
         """The sample's latents: stored ones, else encoded here and remembered."""

@@ -113,7 +113,7 @@ class Model(nn.Module):
         for name, embedding in self.embeddings.items():
             if name not in values:
                 continue
-            embedded = embedding(values[name].to(dtype)).to(dtype)
+            embedded = embedding(values[name].to(dtype), stream.positions).to(dtype)
             if out is None:
                 out = embedded
             else:

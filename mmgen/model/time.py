@@ -43,7 +43,7 @@ class TimeEmbedding(nn.Module):
 class Modulation(nn.Module):
     """adaLN-single (PixArt-alpha, arXiv 2310.00426): one projection for all blocks, an offset table for each.
 
-    Gates start at 1 and shifts and scales at 0, so that a trunk that comes from a language model is, at the first
+    Gates and scales start at 1 and shifts at 0, so that a trunk that comes from a language model is, at the first
     step, that language model on state tokens too.
     """
 
@@ -65,13 +65,14 @@ class Modulation(nn.Module):
             active = nn.functional.silu(embedding)
             shared = self.project(active).unflatten(-1, (6, -1))
             blocks = shared + self.tables[:, None]
-            offset = blocks.new_tensor([0.0, 0.0, 1.0, 0.0, 0.0, 1.0])[:, None]
-            return blocks + offset, self.final(active).unflatten(-1, (2, -1))
+            blocks = blocks + blocks.new_tensor([0.0, 1.0, 1.0, 0.0, 1.0, 1.0])[:, None]
+            final = self.final(active).unflatten(-1, (2, -1))
+            return blocks, final + final.new_tensor([0.0, 1.0])[:, None]
 
 
 def modulate(
     x: Float[Tensor, "B S W"], shift_scale: Float[Tensor, "I 2 W"], instance: Int[Tensor, "B S"]
 ) -> Float[Tensor, "B S W"]:
-    """x (1 + scale) + shift with each token's own instance."""
-    per_token = nn.functional.embedding(instance, shift_scale.flatten(1)).unflatten(-1, shift_scale.shape[1:])
-    return x * (1 + per_token[..., 1, :]) + per_token[..., 0, :]
+    """x scale + shift with each token's own instance."""
+    shift, scale = (nn.functional.embedding(instance, each) for each in shift_scale.unbind(-2))
+    return torch.addcmul(shift, x, scale)

@@ -48,6 +48,12 @@ class TrunkConfig:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs, so make it even")
 
 
+def narrow(x: Tensor) -> Tensor:
+    """What autocast would make of `x` in a matrix product; here once for all the products that share it."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 class Attention(nn.Module):
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
@@ -62,6 +68,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B L W"], rope: tuple[Tensor, Tensor], attend: Attend, past: KeyValue | None
     ) -> tuple[Float[Tensor, "B L W"], KeyValue]:
+        x = narrow(x)
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -80,6 +87,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.ffn_width, config.width, bias=False)
 
     def forward(self, x: Float[Tensor, "B L W"]) -> Float[Tensor, "B L W"]:
+        x = narrow(x)
         return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -114,12 +122,14 @@ class Block(nn.Module):
             x = x + self.self_attn(self.input_layernorm(x), inputs.rope, inputs.attend, past)[0]
             return x + mlp(self.post_attention_layernorm(x))
         assert inputs.instance is not None, "modulation is per instance"
-        per_token = gather(inputs.instance, inputs.modulation[self.index].flatten(1)).chunk(6, dim=-1)
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = per_token
-        normed = self.input_layernorm(x) * (1 + scale_a) + shift_a
-        x = x + gate_a * self.self_attn(normed, inputs.rope, inputs.attend, past)[0]
-        normed = self.post_attention_layernorm(x) * (1 + scale_f) + shift_f
-        return x + gate_f * mlp(normed)
+        # six gathers, not one of six times the width: its gradient would be put together from six copies
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (
+            gather(inputs.instance, each) for each in inputs.modulation[self.index].unbind(-2)
+        )
+        normed = torch.addcmul(shift_a, self.input_layernorm(x), scale_a)
+        x = torch.addcmul(x, gate_a, self.self_attn(normed, inputs.rope, inputs.attend, past)[0].to(x.dtype))
+        normed = torch.addcmul(shift_f, self.post_attention_layernorm(x), scale_f)
+        return torch.addcmul(x, gate_f, mlp(normed).to(x.dtype))
 
     def forward(
         self,

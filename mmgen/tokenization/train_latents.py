@@ -50,7 +50,7 @@ EMA = "ema."
 class LatentRecipe:
     """What decides the weights; the same recipe and pictures give the same bytes on one machine."""
 
-    channels: int = 16
+    channels: int = 8
     """latent channels"""
     widths: tuple[int, ...] = (32, 32, 64, 128)
     """channels of the network at full resolution, a half, a quarter, ...; latents have the resolution of the last"""

@@ -26,6 +26,7 @@ from mmgen.training.checkpoint import (
 from mmgen.training.ema import Ema
 from mmgen.training.feed import Feed, feeds
 from mmgen.training.guards import FiniteGuard, Interrupt
+from mmgen.training.host import keep_freed_memory
 from mmgen.training.metrics import Meters, Reporter
 from mmgen.training.optim import build_optimizer, learning_rate, set_learning_rate
 from mmgen.training.run import CHECKPOINTS, CONFIG_NAME, Parts, RunConfig, build, load_run_config
@@ -85,6 +86,7 @@ def train(config: RunConfig, resume: bool = False) -> Path:
     run = Path(config.run)
     latest = _checkpoint_to_resume(run, config, resume)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    keep_freed_memory()
     torch.manual_seed(config.seed)
     parts = build(config)
     model = parts.model.to(device, torch.float64 if config.train.precision == "float64" else torch.float32)
