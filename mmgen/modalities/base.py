@@ -33,7 +33,9 @@ class Place:
 class LinearEmbedding(nn.Linear):
     """Values by one linear map; positions are left to the trunk's rotary embedding."""
 
-    def forward(self, values: Float[Tensor, "... D"], positions: Int[Tensor, "... 3"]) -> Float[Tensor, "... W"]:
+    def forward(
+        self, values: Float[Tensor, "... D"], positions: Int[Tensor, "... 3"]
+    ) -> Float[Tensor, "... W"]:
         return super().forward(values)
 
 
@@ -57,6 +59,11 @@ class Modality(ABC):
     @property
     def loss_weight(self) -> float:
         return self.config.loss_weight
+
+    @property
+    def copies(self) -> int:
+        """Noisy copies of each block that is trained on; they share one context."""
+        return 1
 
     @abstractmethod
     def encode(self, sample: Sample, place: Place, draw: np.random.Generator) -> list[Span]:

@@ -52,8 +52,8 @@ class ImageConfig:
 class PatchEmbedding(nn.Module):
     """Values by a linear map, plus sines and cosines of the token's row and column in its picture.
 
-    Rotary positions are relative: without the sum a noisy token would have to find its place in the picture from what it
-    reads of the size tokens.
+    Rotary positions are relative: without the sum a noisy token would have to find its place in the picture from what
+    it reads of the size tokens.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -81,6 +81,10 @@ class Image(Modality):
         self.channels = self.codec.channels * config.patch**2
         self._cache: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._cache_bytes = 0
+
+    @property
+    def copies(self) -> int:
+        return self.config.copies
 
     def encode(self, sample: Sample, place: Place, draw: np.random.Generator) -> list[Span]:
         values, height, width = self.patchify(self.latents(sample))
@@ -154,8 +158,8 @@ class Image(Modality):
     ) -> Span:
         committed = self.commit(values, draw) if read else None
         positions = self.positions(height, width, start)
-        blocks, copies = (len(values),), self.config.copies
-        return Span(self.name, positions, None, values, committed, blocks, copies, predicted, read)
+        blocks = (len(values),)
+        return Span(self.name, positions, None, values, committed, blocks, self.copies, predicted, read)
 
     def noisy_span(self, height: int, width: int, start: int) -> Span:
         """A picture yet to be drawn: positions and shape, no values."""

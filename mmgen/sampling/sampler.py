@@ -180,10 +180,11 @@ class Sampler:
             )
         shape = (grid[0] * grid[1], self.image.channels)
         noise = torch.stack([torch.randn(shape, generator=keyed_torch(seed, "picture")) for seed in seeds])
-        x = noise.to(self._device, self._dtype) * self.image.sigma_data
-        x = pushforward(
-            guided(output, null, plan.guidance), self.objective.path.jump, x, uniform_grid(plan.steps)
-        )
+        # the state stays in float64 over a network that is not, as IMM's own sampler keeps it
+        x = noise.to(self._device, torch.float64) * self.image.sigma_data
+        path = self.objective.path
+        times = uniform_grid(plan.steps, *path.time_range)
+        x = pushforward(guided(output, null, plan.guidance), path.jump, x, times)
         cost.nfe = plan.steps * (1 if plan.guidance == 1 else 2)
         return torch.stack([self.image.unpatchify(tokens, *grid) for tokens in x.float().cpu()])
 
@@ -243,7 +244,3 @@ class Sampler:
     @property
     def _device(self) -> torch.device:
         return self.model.text_embedding.weight.device
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.model.text_embedding.weight.dtype
