@@ -56,6 +56,8 @@ class PatchEmbedding(nn.Module):
     it reads of the size tokens.
     """
 
+    frequency: Tensor
+
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         if width % 4:

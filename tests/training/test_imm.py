@@ -118,7 +118,7 @@ def test_a_run_learns_and_draws(config: RunConfig, tmp_path: Path):
     train(replace(fixed, train=replace(config.train, steps=60)))
     # of the same pictures, times and noise each time; a batch's own loss varies with the few times in it
     losses = [row["validation_image_loss"] for row in rows(run) if "validation_image_loss" in row]
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     assert all(row["image_loss"] > 0 for row in rows(run) if "image_loss" in row)
     assert (run / "previews" / "step-00000060.png").is_file()
     sampler = load(run)
@@ -127,7 +127,7 @@ def test_a_run_learns_and_draws(config: RunConfig, tmp_path: Path):
 
 
 def test_the_fraction_of_training_reaches_the_draws_in_either_process(config: RunConfig):
-    parts = build(config)
+    parts = build(replace(config, objective=IMMConfig(k=3.0, k_final=10.0)))
     for ahead in (False, True):
         loader = Loader(config.data, parts.modalities, 0, parts.objective.grouping)
         drawn = feeds(loader, parts.objective, 0, "runs", step=6, total_steps=8, ahead=ahead)
