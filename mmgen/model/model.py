@@ -106,9 +106,8 @@ class Model(nn.Module):
         embedded, inputs, head = self._state_inputs(stream, x, t, s, attention.state)
         target_embedded = target_inputs = target_head = None
         if target is not None:
-            with (
-                torch.no_grad()
-            ):  # every part of it after the student's, for autocast's sake (see Block.forward)
+            # every part of it after the student's, for autocast's sake (see Block.forward)
+            with torch.no_grad():
                 target_embedded, target_inputs, target_head = self._state_inputs(
                     stream, target.x, target.r, target.s, attention.state
                 )

@@ -85,9 +85,9 @@ def test_the_optimum_knows_two_points() -> None:
 
 def test_a_trained_network_draws_nearly_the_mean_in_one_step() -> None:
     data = DATA["moons"]
-    output, start = train_flow_matching(data, seed=0, steps=400), noise(data)
+    output, start = train_flow_matching(data, seed=0, steps=250), noise(data)
     one, many = (euler(PATH, output, start, n) for n in (1, 16))
-    assert variance_share(one, data) < 0.03
+    assert variance_share(one, data) < 0.05
     assert (one.mean(0) - data.mean(0)).norm() < 0.1 * data.std()
     assert variance_share(many, data) > 0.5
 
@@ -153,7 +153,7 @@ def test_starts_that_differ_have_slopes_of_their_own() -> None:
 def test_both_arms_start_alike_and_only_one_reaches_zero() -> None:
     first, second = JumpNetwork(1, 64, seed=0), JumpNetwork(1, 64, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    blind, told = (train_jump(HEADLINE, knows, seed=0, steps=250).curve for knows in (False, True))
+    blind, told = (train_jump(HEADLINE, knows, seed=0, steps=150).curve for knows in (False, True))
     least = floor(HEADLINE)
     assert min(error for _, error in blind) > least * (1 - 1e-4)  # never below, at any step
     assert blind[-1][1] < least * 1.03
@@ -162,7 +162,7 @@ def test_both_arms_start_alike_and_only_one_reaches_zero() -> None:
 
 def test_a_blind_network_serves_one_destination() -> None:
     """As a generator or a consistency model does: the network is not what holds the blind arm back."""
-    curve = train_jump(from_noise(0.5, 0.0), told=False, seed=0, steps=250).curve
+    curve = train_jump(from_noise(0.5, 0.0), told=False, seed=0, steps=150).curve
     assert curve[0][1] > 0.1 and curve[-1][1] < 1e-5
 
 
@@ -245,6 +245,6 @@ def test_in_two_dimensions_a_quarter_turn_has_every_law() -> None:
 
 
 def test_a_blind_network_trained_on_the_laws_keeps_away_from_them() -> None:
-    network = train_on_laws(seed=0, steps=150)
+    network = train_on_laws(seed=0, steps=100)
     assert max(ks_distance(network, s) for s in GRID) > 0.05
     assert rejected(network, 1000, seed=0)["ks"]
