@@ -1,6 +1,7 @@
 """What every test runs under: one torch thread per worker, and nothing that reaches out of the machine."""
 
 import os
+from pathlib import Path
 
 # Before torch is imported: workers run side by side and would fight over the cores otherwise.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,6 +10,22 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 import pytest
 import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--imm-vectors",
+        metavar="PATH",
+        type=Path,
+        default=Path(__file__).parent / "data" / "imm_vectors.npz",
+        help="the reference values that tests/conformance holds IMM to (default: tests/data/imm_vectors.npz)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.option.imm_vectors
+    if not path.is_file():
+        raise pytest.UsageError(f"--imm-vectors {path}: no such file")
 
 
 @pytest.fixture(autouse=True)

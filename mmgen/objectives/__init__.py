@@ -2,6 +2,7 @@
 
 from mmgen.objectives.base import Objective, Times
 from mmgen.objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from mmgen.objectives.imm import IMM, IMMConfig
 from mmgen.objectives.path import Path
 from mmgen.objectives.text import text_loss
 
@@ -14,8 +15,10 @@ def build_objective(config: ObjectiveConfig) -> Objective:
 
 
 __all__ = [
+    "IMM",
     "FlowMatching",
     "FlowMatchingConfig",
+    "IMMConfig",
     "Objective",
     "ObjectiveConfig",
     "Path",

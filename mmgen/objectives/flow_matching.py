@@ -20,14 +20,18 @@ class FlowMatchingConfig:
 class FlowMatching(Objective):
     """E |G - (e - x) / sigma_data|^2: a velocity is the jump's limit at s = t, so the network is told s = t."""
 
-    def __init__(self, config: FlowMatchingConfig, path: Path | None = None) -> None:
-        super().__init__(path or Path())
+    def __init__(self, config: FlowMatchingConfig) -> None:
+        # a velocity has a meaning up to pure noise, so nothing of [0, 1] is left out
+        super().__init__(Path(t_max=1.0))
 
     def draw_times(
-        self, draw_time: Callable[[np.random.Generator], float], draw: np.random.Generator
+        self,
+        draw_time: Callable[[np.random.Generator], float],
+        draw: np.random.Generator,
+        fraction: float = 0.0,
     ) -> Times:
         t = draw_time(draw)
-        return Times(t, t)
+        return Times(t, t, t)
 
     def told_target(self, t: Tensor, s: Tensor) -> Tensor:
         return t
@@ -35,4 +39,5 @@ class FlowMatching(Objective):
     def token_loss(
         self, output: Float[Tensor, "B S D"], x: Float[Tensor, "B S D"], noise: Float[Tensor, "B S D"]
     ) -> Float[Tensor, "B S"]:
-        return (output.float() - self.path.velocity(x, noise).float()).square().mean(-1)
+        velocity = self.path.target(x, noise, t=0.0)  # the same at every t
+        return (output.float() - velocity.float()).square().mean(-1)

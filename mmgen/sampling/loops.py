@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmgen.objectives.path import Path
+
 Output = Callable[[Tensor, float, float], Tensor]
 """(x_t, t, s) -> G(x_t, t, s | context)"""
 
@@ -19,15 +21,71 @@ class Jump(Protocol):
     def __call__(self, output: Tensor, x: Tensor, t: float, s: float, /) -> Tensor: ...
 
 
-def uniform_grid(steps: int) -> list[float]:
-    """steps + 1 times from 1 (noise) to 0 (data), evenly spaced."""
-    return [1 - i / steps for i in range(steps + 1)]
+class AddNoise(Protocol):
+    """(x, noise, t) -> x_t, such as `Path.add_noise`."""
+
+    def __call__(self, x: Tensor, noise: Tensor, t: float, /) -> Tensor: ...
+
+
+def uniform_grid(steps: int, t_min: float = 0.0, t_max: float = 1.0) -> list[float]:
+    """steps + 1 times from t_max (noise) to t_min (data), evenly spaced."""
+    return [t_max + i / steps * (t_min - t_max) for i in range(steps)] + [t_min]
+
+
+def edm_grid(path: Path, steps: int, rho: float = 7.0) -> list[float]:
+    """steps + 1 times over the path's range, evenly spaced in eta^(1 / rho) (EDM, arXiv 2206.00364, eq. 5).
+
+    The last one is the path's own t_min: no further step to 0 is appended, unlike in EDM. Raises ValueError where the
+    range ends at t = 1, of which eta is infinite.
+    """
+    if path.time_range[1] == 1:
+        raise ValueError("t_max 1.0 has no finite eta: a grid in eta needs a path whose t_max is below 1")
+    low, high = (float(path.eta(t)) ** (1 / rho) for t in path.time_range)
+    middle = [(high + i / steps * (low - high)) ** rho for i in range(1, steps)]
+    return through_grid(path, [float(path.eta_inverse(eta)) for eta in middle])
+
+
+def through_grid(path: Path, times: Sequence[float]) -> list[float]:
+    """The path's t_max, then `times`, then its t_min. For values of eta pass `path.eta_inverse` of each.
+
+    Raises ValueError where the times do not fall from t_max to t_min.
+    """
+    t_min, t_max = path.time_range
+    grid = [t_max, *times, t_min]
+    if not all(t > s for t, s in pairwise(grid)):
+        shown = ", ".join(f"{time:g}" for time in times)
+        raise ValueError(f"times {shown}: they must fall, between {t_max:g} and {t_min:g}")
+    return grid
 
 
 def pushforward(output: Output, jump: Jump, x: Tensor, times: Sequence[float]) -> Tensor:
-    """x moved along `times`, each jump from where the last one landed (IMM, arXiv 2503.07565, algorithm 2)."""
+    """x moved along `times`, each jump from where the last one landed (IMM, arXiv 2503.07565, algorithm 2).
+
+    x is noise of standard deviation sigma_data, of the precision in which the state shall be kept.
+    """
     for t, s in pairwise(times):
         x = jump(output(x, t, s), x, t, s)
+    return x
+
+
+def restart(
+    output: Output,
+    jump: Jump,
+    add_noise: AddNoise,
+    x: Tensor,
+    times: Sequence[float],
+    noise: Callable[[int], Tensor],
+) -> Tensor:
+    """x jumped to the last of `times` from each other one, with fresh noise in between (IMM's restart sampling).
+
+    `noise(i)` is that of after jump i, shaped as x and of standard deviation sigma_data; drawn from a generator of
+    each request's own, it makes the result depend on nothing that the request was batched with.
+    """
+    end = times[-1]
+    for i, t in enumerate(times[:-1]):
+        if i > 0:
+            x = add_noise(x, noise(i - 1), t)
+        x = jump(output(x, t, end), x, t, end)
     return x
 
 

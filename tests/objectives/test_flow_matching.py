@@ -26,7 +26,7 @@ def test_a_jump_with_the_pairs_own_velocity_follows_the_path():
     x, noise = torch.randn(2, 7, dtype=torch.float64)
     for t, s in ((1.0, 0.0), (0.8, 0.3), (0.5, 0.5)):
         x_t = PATH.add_noise(x, noise, torch.tensor(t))
-        x_s = PATH.jump(PATH.velocity(x, noise), x_t, torch.tensor(t), torch.tensor(s))
+        x_s = PATH.jump(PATH.target(x, noise, 0.0), x_t, torch.tensor(t), torch.tensor(s))
         torch.testing.assert_close(
             x_s, PATH.add_noise(x, noise, torch.tensor(s, dtype=torch.float64)), rtol=0, atol=1e-7
         )
@@ -36,7 +36,7 @@ def test_the_loss_is_zero_at_the_velocity_and_its_minimum_is_the_conditional_mea
     """At t = 1 the optimum is G = (e - E[x]) / sigma_data for every data set: one Euler step draws the mean."""
     objective = FlowMatching(FlowMatchingConfig())
     x, noise = torch.randn(2, 4000, 1, 3)
-    assert objective.token_loss(PATH.velocity(x, noise), x, noise).max() == 0
+    assert objective.token_loss(PATH.target(x, noise, 0.0), x, noise).max() == 0
     best = (noise - x.mean(0)) / PATH.sigma_data
     base = objective.token_loss(best, x, noise).mean()
     for shift in (0.1, -0.1):

@@ -6,8 +6,18 @@ import torch
 
 from mmgen.objectives import Path
 from mmgen.rng import keyed_numpy
-from mmgen.sampling.loops import draw_token, guided, pushforward, uniform_grid
+from mmgen.sampling.loops import (
+    draw_token,
+    edm_grid,
+    guided,
+    pushforward,
+    restart,
+    through_grid,
+    uniform_grid,
+)
 from mmgen.sampling.plan import Plan
+
+COSINE = Path("vp_cosine", "simple_edm")
 
 
 def test_pushforward_of_a_known_velocity_reaches_the_data():
@@ -37,6 +47,94 @@ def test_swapped_times_do_not_reach_the_data():
         uniform_grid(4),
     )
     assert (x - data).abs().max() > 0.1
+
+
+def test_grids_run_from_noise_to_data_over_the_range_they_are_given():
+    assert uniform_grid(4) == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert uniform_grid(2, *Path().time_range) == [0.994, 0.497, 0.0]
+    assert uniform_grid(3, 0.006, 0.994)[-1] == 0.006, "exactly"
+    for path in (Path(), COSINE, Path(t_min=0.006)):
+        t_min, t_max = path.time_range
+        for steps in (1, 2, 7):
+            times = edm_grid(path, steps)
+            assert len(times) == steps + 1 and (times[0], times[-1]) == (t_max, t_min)
+            roots = [float(path.eta(t)) ** (1 / 7) for t in times]
+            np.testing.assert_allclose(np.diff(roots), (roots[-1] - roots[0]) / steps, rtol=1e-6)
+
+
+def test_a_grid_through_given_times_or_etas():
+    assert through_grid(Path(), [0.5]) == [0.994, 0.5, 0.0]
+    path = Path("fm", "simple_edm", t_min=0.006)
+    assert through_grid(path, [float(path.eta_inverse(1.4))]) == pytest.approx(
+        [0.994, 0.583333, 0.006], abs=1e-6
+    )
+    for times in ([0.5, 0.6], [0.994], [0.5, 0.0]):
+        with pytest.raises(ValueError, match=r"they must fall, between 0.994 and 0"):
+            through_grid(Path(), times)
+    with pytest.raises(ValueError, match="t_max 1.0 has no finite eta"):
+        edm_grid(Path(t_max=1.0), 2)
+
+
+def blended(path: Path, data: torch.Tensor):
+    """G of a network that knows its one data point: whatever x_t is, it came from there."""
+
+    def output(x: torch.Tensor, t: float, s: float) -> torch.Tensor:
+        noise = (x - path.alpha(t) * data) / path.sigma(t)
+        return path.target(data, noise, t)
+
+    return output
+
+
+@pytest.mark.parametrize("path", [Path(), Path("fm", "identity"), COSINE], ids=str)
+def test_restart_reaches_the_data_and_draws_its_noise_in_between(path: Path):
+    data, x = torch.randn(2, 5, dtype=torch.float64)
+    for grid in (uniform_grid(1, *path.time_range), uniform_grid(4, *path.time_range), edm_grid(path, 3)):
+        asked, visited = [], []
+
+        def noise(i: int, asked=asked) -> torch.Tensor:
+            asked.append(i)
+            return path.sigma_data * torch.randn(5, dtype=torch.float64)
+
+        def output(x, t, s, visited=visited):
+            visited.append((t, s, x))
+            return blended(path, data)(x, t, s)
+
+        torch.testing.assert_close(restart(output, path.jump, path.add_noise, x, grid, noise), data)
+        assert asked == list(range(len(grid) - 2)), "none after the last jump"
+        assert [(t, s) for t, s, _ in visited] == [(t, grid[-1]) for t in grid[:-1]]
+
+
+def test_restart_noises_what_it_has_at_the_level_of_the_next_time():
+    """A network that always says x = 0 leaves only the noise: sigma(t) sigma_data of it before each jump."""
+    path = Path("fm", "identity")
+    levels = []
+
+    def output(x, t, s):
+        levels.append((t, float(x.std())))
+        return torch.zeros_like(x)
+
+    draw = keyed_numpy("noise")
+    restart(
+        output,
+        path.jump,
+        path.add_noise,
+        torch.zeros(20_000),
+        uniform_grid(4, *path.time_range),
+        lambda i: path.sigma_data * torch.from_numpy(draw.standard_normal(20_000)),
+    )
+    for t, std in levels[1:]:
+        assert std == pytest.approx(t * path.sigma_data, rel=0.03)
+
+
+def test_the_state_stays_float64_over_a_float32_network():
+    path = Path()
+    x = torch.randn(5, dtype=torch.float64)
+
+    def output(x, t, s):
+        return x.float()
+
+    assert pushforward(output, path.jump, x, uniform_grid(3)).dtype == torch.float64
+    assert restart(output, path.jump, path.add_noise, x, uniform_grid(3), lambda i: x).dtype == torch.float64
 
 
 def test_guidance_of_one_makes_no_second_call_and_of_zero_is_the_null():
