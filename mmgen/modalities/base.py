@@ -33,7 +33,9 @@ class Place:
 class LinearEmbedding(nn.Linear):
     """Values by one linear map; positions are left to the trunk's rotary embedding."""
 
-    def forward(self, values: Float[Tensor, "... D"], positions: Int[Tensor, "... 3"]) -> Float[Tensor, "... W"]:
+    def forward(
+        self, values: Float[Tensor, "... D"], positions: Int[Tensor, "... 3"]
+    ) -> Float[Tensor, "... W"]:
         return super().forward(values)
 
 

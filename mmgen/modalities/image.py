@@ -52,8 +52,8 @@ class ImageConfig:
 class PatchEmbedding(nn.Module):
     """Values by a linear map, plus sines and cosines of the token's row and column in its picture.
 
-    Rotary positions are relative: without the sum a noisy token would have to find its place in the picture from what it
-    reads of the size tokens.
+    Rotary positions are relative: without the sum a noisy token would have to find its place in the picture from what
+    it reads of the size tokens.
     """
 
     def __init__(self, channels: int, width: int) -> None:
