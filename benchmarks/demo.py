@@ -112,6 +112,7 @@ def _retrieval(
                 "guidance": plan.guidance,
                 "nfe": result.cost.nfe,
                 "retrieval_latent": proportion(retrieves_own(result.latents, latents)),
+                "retrieval_latent_cosine": proportion(retrieves_own(result.latents, latents, cosine=True)),
                 "retrieval_lite0": proportion(retrieves_own(drawn, features, cosine=True)),
                 "ceiling_lite0": ceiling,
                 "seconds_per_picture": result.cost.seconds / len(prompts),

@@ -34,10 +34,9 @@ from mmgen.tokenization.latents import on_white
 ASSETS = Path(__file__).parent / "assets"
 EVERYDAY = Path(__file__).parent.parent / "configs" / "emoji_everyday.txt"
 UNSEEN_CONCEPTS = 0.05  # of the base concepts
-# Shares of concepts that are held out in ONE of the six styles: 6 % of the pairs, 10 % of the everyday ones. One style
-# at most, so that every everyday concept is trained in at least four others.
+# Share of the concepts that are held out in ONE of the six styles: 6 % of the pairs. One style at most, so that every
+# everyday concept is trained in at least four others.
 UNSEEN_PAIRS = 0.36
-UNSEEN_PAIRS_EVERYDAY = 0.60
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,7 @@ def split_of(concept: str, style: str, everyday: frozenset[str]) -> str:
     common = concept in everyday
     if not common and hash_share("emoji", "concept", concept) < UNSEEN_CONCEPTS:
         return "unseen_concepts"
-    rate = UNSEEN_PAIRS_EVERYDAY if common else UNSEEN_PAIRS
-    if hash_share("emoji", "has unseen style", concept) < rate:
+    if hash_share("emoji", "has unseen style", concept) < UNSEEN_PAIRS:
         unseen_style = min(
             STYLES, key=lambda candidate: hash_share("emoji", "unseen style", concept, candidate)
         )

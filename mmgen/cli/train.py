@@ -1,11 +1,6 @@
 """`mmgen train CONFIG [--a.b value ...] [--resume]`: train a run from a YAML file, or continue one."""
 
-import os
 from collections.abc import Sequence
-
-# Before torch is imported: a step of a small model is thousands of short parallel regions, and threads that go to sleep
-# between them cost more than they save: a step of the demo took 0.37 s so, 0.45 s by default (2 cores, AMD EPYC).
-os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")
 
 from mmgen.config import load_yaml, parse_overrides
 from mmgen.training.run import RunConfig

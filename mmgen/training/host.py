@@ -11,8 +11,8 @@ _NEVER = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Tells glibc to keep what is freed for the next allocation; returns whether it was told (elsewhere: no glibc).
 
-    By default tensors of some megabytes go back to the system when they are freed, and every step pays again for the
-    page faults of fresh, zeroed pages.
+    By default what a step frees goes back to the system once it is more than twice the largest tensor, and the next
+    step pays for the page faults of fresh, zeroed pages.
     """
     if sys.platform != "linux":
         return False

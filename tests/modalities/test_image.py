@@ -83,3 +83,17 @@ def test_what_cannot_be_built_is_said_in_one_line(config: dict, message: str):
     with pytest.raises(ValueError, match=message) as error:
         build_modalities(config, tokenizer())
     assert "\n" not in str(error.value)
+
+
+def test_an_embedding_tells_the_place_in_the_picture_and_not_the_place_in_the_document():
+    image = modalities()["image"]
+    embedding = image.build_embedding(16)
+    values = torch.zeros(6, image.channels)
+    embedded = embedding(values, image.positions(2, 3, start=5))
+    assert torch.pdist(embedded).min() > 0.1  # six places, six vectors
+    torch.testing.assert_close(embedded, embedding(values, image.positions(2, 3, start=40)))
+
+
+def test_an_embedding_needs_a_width_that_two_axes_of_sines_and_cosines_share():
+    with pytest.raises(ValueError, match="width 18 must be a multiple of 4"):
+        modalities()["image"].build_embedding(18)
