@@ -28,7 +28,7 @@ class TimeConfig:
 @dataclass(frozen=True)
 class ImageConfig:
     codec: str = "pixels"
-    """`pixels` or a folder of a diffusers autoencoder"""
+    """`pixels`, or a folder of a diffusers autoencoder or of pixel statistics"""
     patch: int = 2
     """side of a token, in latent pixels"""
     copies: int = 1
