@@ -86,6 +86,21 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Grouping:
+    """How the noisy copies of a batch form groups: `particles` M copies of one shape each.
+
+    A shape is a modality and a number of tokens. The copies of a group are of different blocks as far as there are
+    enough of them, or, if `within`, all of one block.
+    """
+
+    particles: int = 1
+    within: bool = False
+
+
+UNGROUPED = Grouping()  # every copy by itself
+
+
+@dataclass(frozen=True)
 class Layout:
     """The four integers of the mask rule, per token. `document` is PAD where there is no token."""
 
@@ -130,13 +145,17 @@ class Instances:
     """One row per noisy copy of a block. Those with one `group` share (t, s, r); `particle` counts within the group.
 
     `group` is global (it counts over the whole training), so that draws keyed by it do not depend on the rank that
-    holds it.
+    holds it. A batch holds groups whole, and those of a group have one modality and one number of tokens.
     """
 
     modality: Int[Tensor, "I"]
     group: Int[Tensor, "I"]
     particle: Int[Tensor, "I"]
     num_tokens: Int[Tensor, "I"]
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.group.unique())
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,11 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 import pytest
 import torch
+from hypothesis import settings
+
+# no limit on the time of an example: a busy machine is no failure
+settings.register_profile("mmgen", deadline=None)
+settings.load_profile("mmgen")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from PIL import Image, UnidentifiedImageError
@@ -31,6 +31,10 @@ class Sample:
     """refinement steps of a picture"""
     guidance: float | None = None
     """1 is none; larger follows the prompt more closely and costs two network calls a step"""
+    solver: Literal["euler", "heun"] | None = None
+    """heun costs two network calls a step; for flow matching only"""
+    shift: float | None = None
+    """above 1: more of the steps near noise; below 1: near the picture"""
     temperature: float | None = None
     """of text; 0 takes the likeliest token"""
     top_p: float | None = None

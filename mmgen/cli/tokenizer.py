@@ -20,7 +20,13 @@ from mmgen.cli.arguments import parse
 from mmgen.data.rejects import Rejects
 from mmgen.data.shards import MANIFEST, Manifest, find_shards, read_manifest, read_shards, write_shards
 from mmgen.sequence import Sample
-from mmgen.tokenization.latents import LatentCodec, fit_statistics, load_latent_codec, picture_to_tensor
+from mmgen.tokenization.latents import (
+    LatentCodec,
+    fit_pixels,
+    fit_statistics,
+    load_latent_codec,
+    picture_to_tensor,
+)
 from mmgen.tokenization.text import train_text
 from mmgen.tokenization.train_latents import LatentRecipe, stack_pictures, train_latents
 
@@ -85,6 +91,24 @@ class FitStatistics:
 
 
 @dataclass(frozen=True)
+class FitPixels:
+    """Makes a codec of the pixels themselves, scaled to zero mean and unit deviation: for pictures of a few pixels."""
+
+    data: str
+    """a folder of shards"""
+    out: Path
+    """folder to write"""
+    grey: bool = False
+    """one channel, the mean of the three"""
+    split: str = "train"
+    """which split"""
+    num_pictures: int = 2000
+    """how many pictures to measure"""
+    overwrite: bool = False
+    """replace a codec in `out`"""
+
+
+@dataclass(frozen=True)
 class Encode:
     """Copies a data set, giving every sample with a picture its latents."""
 
@@ -104,6 +128,7 @@ COMMANDS = {
     "train-text": TrainText,
     "train-latents": TrainLatents,
     "fit-statistics": FitStatistics,
+    "fit-pixels": FitPixels,
     "encode": Encode,
 }
 
@@ -125,6 +150,8 @@ def main(argv: list[str]) -> int:
         run_train_latents(arguments, command)
     elif isinstance(arguments, FitStatistics):
         run_fit_statistics(arguments)
+    elif isinstance(arguments, FitPixels):
+        run_fit_pixels(arguments, command)
     else:
         run_encode(arguments)
     return 0
@@ -178,8 +205,18 @@ def run_train_latents(arguments: TrainLatents, command: str) -> None:
 
 def run_fit_statistics(arguments: FitStatistics) -> None:
     """Measures the first pictures of the split, one by one: they may differ in size."""
+    fit_statistics(arguments.latents, _first_pictures(arguments))
+
+
+def run_fit_pixels(arguments: FitPixels, command: str) -> None:
+    """Measures the first pictures of the split."""
+    pictures = _first_pictures(arguments)
+    fit_pixels(arguments.out, pictures, arguments.grey, arguments.overwrite, {"command": command})
+
+
+def _first_pictures(arguments: FitStatistics | FitPixels) -> Iterator[torch.Tensor]:
     pictures = islice(_pictures(arguments.data, arguments.split), arguments.num_pictures)
-    fit_statistics(arguments.latents, (picture_to_tensor(picture)[None] for picture in pictures))
+    return (picture_to_tensor(picture)[None] for picture in pictures)
 
 
 def run_encode(arguments: Encode) -> None:

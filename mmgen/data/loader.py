@@ -1,11 +1,12 @@
 """Samples -> batches, with a state after each batch from which the next one follows bit for bit.
 
 Every draw is keyed by the number of the sample, so the state is a few counters: where each source stands, how many
-samples and groups were drawn, and which documents wait for a row with room.
+samples and groups were drawn, and which documents wait: for a row with room, or for others with which their noisy
+copies make whole groups.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,14 @@ import numpy as np
 from mmgen.data.compose import ComposeConfig, check_tasks, compose
 from mmgen.data.pack import PackConfig, Packer
 from mmgen.data.streams import Position, SampleStream, SourceConfig, check_weights
+from mmgen.data.units import Units, fill_groups
 from mmgen.modalities import MissingPart, Modality
 from mmgen.rng import keyed_numpy
-from mmgen.sequence import Document, PackedBatch
+from mmgen.sequence import UNGROUPED, Document, Grouping, PackedBatch
 
-LOOKAHEAD = 16  # documents that may wait before a batch is closed
+LOOKAHEAD = 16  # documents that may wait for room before a batch is closed
+USELESS = 1000  # samples in a row of which none can be placed, before that is an error
+UNMATCHED = 16  # documents, times the particles of a group, that may wait for others of their kind
 
 
 @dataclass(frozen=True)
@@ -29,22 +33,37 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One sample's place in the training order: its global number, source and position. Its document follows."""
+    """One sample's place in the training order: its global number, source and position. Its document follows.
+
+    `alone` documents found no others of their kind and fill their groups with further copies of their own.
+    """
 
     number: int
     source: str
     position: Position
+    alone: bool = False
 
 
 class Loader:
-    """Iterates over (batch, state); `load_state` continues after the batch that a state came with."""
+    """Iterates over (batch, state); `load_state` continues after the batch that a state came with.
 
-    def __init__(self, config: DataConfig, modalities: Mapping[str, Modality], seed: int) -> None:
+    A document whose copies are no whole groups waits for others like it. Where more than UNMATCHED per particle wait,
+    the one whose kind waited longest fills its groups by itself: nothing is lost, and what waits does not grow.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        modalities: Mapping[str, Modality],
+        seed: int,
+        grouping: Grouping = UNGROUPED,
+    ) -> None:
         check_weights(config.sources)
         check_tasks(config.compose, modalities)
         self.config = config
         self.modalities = modalities
         self.seed = seed
+        self.grouping = grouping
         self.streams = {name: SampleStream(name, source, seed) for name, source in config.sources.items()}
         weights = np.array([source.weight for source in config.sources.values()])
         self._shares = weights / weights.sum()
@@ -56,6 +75,8 @@ class Loader:
         self._composed: dict[int, Document] = {}  # of those that wait; made again after a resume
         # samples of no use, counted once however often they are drawn
         self._dropped: set[tuple[str, str]] = set()
+        self._num_useless = 0  # since one was placed
+        self._num_alone = 0
 
     def state(self) -> dict[str, Any]:
         """What `load_state` needs, as JSON."""
@@ -77,7 +98,7 @@ class Loader:
         self.num_drawn = state["num_drawn"]
         self.num_groups = state["num_groups"]
         self.waiting = [
-            Drawn(item["number"], item["source"], Position(**item["position"])) for item in state["waiting"]
+            Drawn(**{**item, "position": Position(**item["position"])}) for item in state["waiting"]
         ]
 
     def __iter__(self) -> Iterator[tuple[PackedBatch, dict[str, Any]]]:
@@ -85,12 +106,14 @@ class Loader:
             yield self._next_batch(), self.state()
 
     def _next_batch(self) -> PackedBatch:
-        packer = Packer(self.config.pack, self.modalities)
+        packer = Packer(self.config.pack, self.modalities, self.grouping)
+        units: Units[Drawn] = Units(self.grouping)
+        # All that waited is offered anew, in its order: a resumed run, which knows no more, does the same.
         old, self.waiting = self.waiting, []
         for drawn in old:
             document = self._composed.pop(drawn.number, None) or self._document(drawn)
             assert document is not None, "a document that waits was composed before"
-            self._place(packer, drawn, document)
+            self._offer(packer, units, drawn, document)
         while len(self.waiting) < LOOKAHEAD:
             drawn = self._draw()
             document = self._document(drawn)
@@ -99,13 +122,39 @@ class Loader:
             if not packer.fits_empty(document):
                 self._drop(drawn, "longer than a row of the batch")
             else:
-                self._place(packer, drawn, document)
+                self._offer(packer, units, drawn, document)
+        self._wait(units.waiting())
         batch = packer.finish(self.num_groups)
-        self.num_groups += len(batch.instances.group)
+        self.num_groups += batch.instances.num_groups
         return batch
 
-    def _place(self, packer: Packer, drawn: Drawn, document: Document) -> None:
-        if not packer.add(document):
+    def _offer(self, packer: Packer, units: Units[Drawn], drawn: Drawn, document: Document) -> None:
+        """Place the document and those that waited for it, or let them wait for room; or let it wait for others."""
+        unit = units.offer(drawn, document)
+        if not unit:
+            if len(units) > UNMATCHED * self.grouping.particles:
+                self._place_alone(packer, *units.pop_oldest())
+        elif packer.fits_empty(*(each for _, each in unit)):
+            self._place(packer, unit)
+        else:  # never room for all of them at once
+            for entry in unit:
+                self._place_alone(packer, *entry)
+
+    def _place_alone(self, packer: Packer, drawn: Drawn, document: Document) -> None:
+        document = fill_groups(document, self.grouping)
+        if not packer.fits_empty(document):
+            self._drop(drawn, f"no room in a batch for a group of {self.grouping.particles}")
+            return
+        self._num_alone += 1
+        self._place(packer, [(replace(drawn, alone=True), document)])
+
+    def _place(self, packer: Packer, unit: Sequence[tuple[Drawn, Document]]) -> None:
+        self._num_useless = 0
+        if not packer.add(*(document for _, document in unit)):
+            self._wait(unit)
+
+    def _wait(self, entries: Sequence[tuple[Drawn, Document]]) -> None:
+        for drawn, document in entries:
             self.waiting.append(drawn)
             self._composed[drawn.number] = document
 
@@ -124,12 +173,13 @@ class Loader:
     def _document(self, drawn: Drawn) -> Document | None:
         sample = self.streams[drawn.source].at(drawn.position)
         try:
-            return compose(
+            document = compose(
                 sample, self.config.compose, self.modalities, keyed_numpy(self.seed, "compose", drawn.number)
             )
         except MissingPart as missing:
             self._drop(drawn, missing.reason)
             return None
+        return fill_groups(document, self.grouping) if drawn.alone else document
 
     def _drop(self, drawn: Drawn, reason: str) -> None:
         stream = self.streams[drawn.source]
@@ -137,8 +187,16 @@ class Loader:
         if (sample.shard, sample.key) not in self._dropped:
             self._dropped.add((sample.shard, sample.key))
             stream.rejects.drop(reason, f"{sample.shard}: {sample.key}")
+        self._num_useless += 1
+        if self._num_useless >= USELESS:
+            raise ValueError(f"of the last {USELESS} samples none can be used: {self.remarks()}")
 
-    def broken(self) -> str:
-        """One line on the samples and shards that were of no use so far; empty where there are none."""
+    def remarks(self) -> str:
+        """One line on what was of no use so far, and what filled a group by itself; empty where there is nothing."""
         rejects = {name: stream.rejects for name, stream in self.streams.items()}
-        return "; ".join(f"{name}: {r.summary()}" for name, r in rejects.items() if r.samples or r.shards)
+        found = [f"{name}: {r.summary()}" for name, r in rejects.items() if r.samples or r.shards]
+        if self._num_alone:
+            found.append(
+                f"{self._num_alone} documents filled groups by themselves, for want of others of their shape"
+            )
+        return "; ".join(found)

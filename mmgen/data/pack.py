@@ -1,14 +1,15 @@
 """Documents -> PackedBatch: first-fit into rows of two streams of fixed length.
 
-Nothing is cut: `Packer.add` refuses a document that has no room, and `fits_empty` says whether it ever will.
+Nothing is cut: `Packer.add` refuses what has no room, and `fits_empty` says whether it ever will. Documents are added
+in units whose groups are whole (see `mmgen/data/units.py`), so that those of the batch are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmgen.modalities import Modality
 from mmgen.modalities.layout import BatchWriter, span_lengths
-from mmgen.sequence import Document, PackedBatch
+from mmgen.sequence import UNGROUPED, Document, Grouping, PackedBatch
 
 
 @dataclass(frozen=True)
@@ -34,35 +35,58 @@ def document_lengths(document: Document) -> tuple[int, int]:
 class Packer:
     """Collects the documents of one batch."""
 
-    def __init__(self, config: PackConfig, modalities: Mapping[str, Modality]) -> None:
+    def __init__(
+        self, config: PackConfig, modalities: Mapping[str, Modality], grouping: Grouping = UNGROUPED
+    ) -> None:
         self.config = config
         self.modalities = modalities
+        self.grouping = grouping
         self.rows: list[list[Document]] = [[] for _ in range(config.rows)]
         self.used = [[0, 0] for _ in range(config.rows)]
 
-    def fits_empty(self, document: Document) -> bool:
-        context, state = document_lengths(document)
-        return context <= self.config.context_length and state <= self.config.state_length
+    def fits_empty(self, *documents: Document) -> bool:
+        """Whether the documents have room in a batch of their own."""
+        return self._find_rows(documents, [[0, 0] for _ in self.rows]) is not None
 
-    def add(self, document: Document) -> bool:
-        """Place the document in the first row with room; False where there is none."""
-        context, state = document_lengths(document)
-        for row, used in zip(self.rows, self.used, strict=True):
-            if (
-                used[0] + context <= self.config.context_length
-                and used[1] + state <= self.config.state_length
-            ):
-                row.append(document)
-                used[0] += context
-                used[1] += state
-                return True
-        return False
+    def add(self, *documents: Document) -> bool:
+        """Place each document in the first row with room; False, and none is placed, where one has none."""
+        used = [list(row) for row in self.used]
+        found = self._find_rows(documents, used)
+        if found is None:
+            return False
+        for document, row in zip(documents, found, strict=True):
+            self.rows[row].append(document)
+        self.used = used
+        return True
+
+    def _find_rows(self, documents: Sequence[Document], used: list[list[int]]) -> list[int] | None:
+        """The row of each document, None where one has no room; `used` grows by them."""
+        found = []
+        for document in documents:
+            context, state = document_lengths(document)
+            for index, row in enumerate(used):
+                if (
+                    row[0] + context <= self.config.context_length
+                    and row[1] + state <= self.config.state_length
+                ):
+                    row[0] += context
+                    row[1] += state
+                    found.append(index)
+                    break
+            else:
+                return None
+        return found
 
     def finish(self, first_group: int = 0) -> PackedBatch:
         """The batch of what was added, its groups numbered from `first_group`."""
         config = self.config
         writer = BatchWriter(
-            config.rows, config.context_length, config.state_length, self.modalities, first_group
+            config.rows,
+            config.context_length,
+            config.state_length,
+            self.modalities,
+            first_group,
+            grouping=self.grouping,
         )
         num_documents = 0
         for row, documents in enumerate(self.rows):

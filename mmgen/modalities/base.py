@@ -60,6 +60,11 @@ class Modality(ABC):
     def loss_weight(self) -> float:
         return self.config.loss_weight
 
+    @property
+    def copies(self) -> int:
+        """Noisy copies of each block that is trained on; they share one context."""
+        return 1
+
     @abstractmethod
     def encode(self, sample: Sample, place: Place, draw: np.random.Generator) -> list[Span]:
         """The spans of the sample's part of this modality. Raises MissingPart where the sample has none."""

@@ -28,7 +28,7 @@ class TimeConfig:
 @dataclass(frozen=True)
 class ImageConfig:
     codec: str = "pixels"
-    """`pixels` or a folder of a diffusers autoencoder"""
+    """`pixels`, or a folder of a diffusers autoencoder or of pixel statistics"""
     patch: int = 2
     """side of a token, in latent pixels"""
     copies: int = 1
@@ -56,6 +56,8 @@ class PatchEmbedding(nn.Module):
     it reads of the size tokens.
     """
 
+    frequency: Tensor
+
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         if width % 4:
@@ -82,6 +84,10 @@ class Image(Modality):
         self.channels = self.codec.channels * config.patch**2
         self._cache: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._cache_bytes = 0
+
+    @property
+    def copies(self) -> int:
+        return self.config.copies
 
     def encode(self, sample: Sample, place: Place, draw: np.random.Generator) -> list[Span]:
         values, height, width = self.patchify(self.latents(sample))
@@ -155,8 +161,8 @@ class Image(Modality):
     ) -> Span:
         committed = self.commit(values, draw) if read else None
         positions = self.positions(height, width, start)
-        blocks, copies = (len(values),), self.config.copies
-        return Span(self.name, positions, None, values, committed, blocks, copies, predicted, read)
+        blocks = (len(values),)
+        return Span(self.name, positions, None, values, committed, blocks, self.copies, predicted, read)
 
     def noisy_span(self, height: int, width: int, start: int) -> Span:
         """A picture yet to be drawn: positions and shape, no values."""

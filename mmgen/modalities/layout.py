@@ -4,13 +4,14 @@ Training packs whole documents through this, sampling appends spans to its cache
 by rank, block and position.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from mmgen.modalities.base import Modality
-from mmgen.sequence import NO_LABEL, PAD, Instances, Layout, PackedBatch, Span, Stream
+from mmgen.sequence import NO_LABEL, PAD, UNGROUPED, Grouping, Instances, Layout, PackedBatch, Span, Stream
 
 
 def span_lengths(span: Span) -> tuple[int, int]:
@@ -38,6 +39,7 @@ class BatchWriter:
         modalities: Mapping[str, Modality],
         first_group: int = 0,
         first_block: int = 0,
+        grouping: Grouping = UNGROUPED,
     ) -> None:
         self.names = list(modalities)
         channels = {name: modality.channels for name, modality in modalities.items() if modality.channels}
@@ -45,6 +47,7 @@ class BatchWriter:
         self.state = _empty_stream(rows, state_length, channels)
         self.labels = torch.full((rows, context_length), NO_LABEL)
         self.first_group = first_group
+        self.grouping = grouping
         self.block = first_block
         self._instances: list[tuple[int, int]] = []
         self._used = [[0, 0] for _ in range(rows)]
@@ -76,6 +79,8 @@ class BatchWriter:
         self._rank += len(span)
 
     def _add_values(self, span: Span, values: Tensor) -> None:
+        whole = not self.grouping.within or span.copies % self.grouping.particles == 0
+        assert whole, f"{span.copies} copies are no whole groups within a block"
         start = 0
         for number, length in enumerate(span.blocks):
             part = slice(start, start + length)
@@ -118,16 +123,43 @@ class BatchWriter:
         stream.layout.public[self._row, here] = stream is self.context
 
     def finish(self, num_documents: int) -> PackedBatch:
-        # at least one instance, so that an empty state stream still has a time to look up
-        modality, tokens = zip(*(self._instances or [(PAD, 0)]), strict=True)
-        count = len(tokens)
+        if self._instances:
+            modality, tokens = zip(*self._instances, strict=True)
+            group, particle = _form_groups(self._instances, self.grouping)
+        else:  # one that nobody belongs to, so that an empty state stream still has a time to look up
+            modality, tokens, group, particle = [PAD], [0], [0], [0]
         instances = Instances(
             modality=torch.tensor(modality),
-            group=torch.arange(self.first_group, self.first_group + count),
-            particle=torch.zeros(count, dtype=torch.long),
+            group=torch.tensor(group) + self.first_group,
+            particle=torch.tensor(particle),
             num_tokens=torch.tensor(tokens),
         )
         return PackedBatch(self.context, self.state, self.labels, instances, num_documents)
+
+
+def _form_groups(shapes: Sequence[tuple[int, int]], grouping: Grouping) -> tuple[list[int], list[int]]:
+    """The group and the particle of each instance, given their shapes in the order of writing.
+
+    Copies of one block follow each other. Dealing them out in turns puts them into different groups, or spreads them
+    evenly where there are fewer groups than copies. Groups are numbered by their first instance.
+    """
+    particles = grouping.particles
+    totals = Counter(shapes)
+    assert not any(total % particles for total in totals.values()), (
+        f"no whole groups of {particles}: {totals}"
+    )
+    seen: Counter[tuple[int, int]] = Counter()
+    numbers: dict[tuple[tuple[int, int], int], int] = {}
+    groups, places = [], []
+    for shape in shapes:
+        if grouping.within:
+            group, particle = divmod(seen[shape], particles)
+        else:
+            particle, group = divmod(seen[shape], totals[shape] // particles)
+        seen[shape] += 1
+        groups.append(numbers.setdefault((shape, group), len(numbers)))
+        places.append(particle)
+    return groups, places
 
 
 def _empty_stream(rows: int, length: int, channels: Mapping[str, int]) -> Stream:

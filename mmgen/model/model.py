@@ -34,6 +34,15 @@ def plan_batch(batch: PackedBatch, backend: AttentionBackend) -> BatchAttention:
     return BatchAttention(plan_attention(context, context, backend), plan_attention(state, both, backend))
 
 
+@dataclass(frozen=True)
+class Target:
+    """What the target pass runs on: the state at r, and what the network is told there. Times are per instance."""
+
+    x: StateTensors
+    r: Float[Tensor, "I"]
+    s: Float[Tensor, "I"]
+
+
 class Model(nn.Module):
     """The trunk with its modalities. Continuous tokens enter by a linear map each, text by an embedding."""
 
@@ -85,16 +94,36 @@ class Model(nn.Module):
         t: Float[Tensor, "I"],
         s: Float[Tensor, "I"],
         attention: BatchAttention,
-    ) -> tuple[Float[Tensor, "B C W"], dict[str, Float[Tensor, "B S D"]]]:
-        """`expand` of the context stream and `refine` of the state stream against it: final hidden states, and G."""
-        embedded, inputs, head = self._state_inputs(batch.state, x, t, s, attention.state)
-        hidden, state = self.trunk(
+        target: Target | None = None,
+    ) -> tuple[
+        Float[Tensor, "B C W"], dict[str, Float[Tensor, "B S D"]], dict[str, Float[Tensor, "B S D"]] | None
+    ]:
+        """`expand` of the context stream and `refine` of the state stream against it: final hidden states, and G.
+
+        Third, G of the target state at (r, s) in the same context, without gradient; None where there is none.
+        """
+        stream = batch.state
+        embedded, inputs, head = self._state_inputs(stream, x, t, s, attention.state)
+        target_embedded = target_inputs = target_head = None
+        if target is not None:
+            # every part of it after the student's, for autocast's sake (see Block.forward)
+            with torch.no_grad():
+                target_embedded, target_inputs, target_head = self._state_inputs(
+                    stream, target.x, target.r, target.s, attention.state
+                )
+        hidden, state, target_state = self.trunk(
             self._embed_context(batch.context),
             embedded,
             self._context_inputs(batch.context, attention.context),
             inputs,
+            target_embedded,
+            target_inputs,
         )
-        return self.trunk.norm(hidden), self._heads(state, batch.state, head)
+        outputs, targets = self._heads(state, stream, head), None
+        if target_state is not None:
+            with torch.no_grad():
+                targets = self._heads(target_state, stream, target_head)
+        return self.trunk.norm(hidden), outputs, targets
 
     def logits(self, hidden: Float[Tensor, "... W"]) -> Float[Tensor, "... V"]:
         """Next-token logits in float32 whatever the autocast."""

@@ -2,7 +2,7 @@
 
 `expand` reads clean tokens and returns the keys and values that later tokens read. `refine` reads noisy tokens, with a
 time, against such keys and values, and leaves none behind. `forward` does both, block by block, and is the only entry
-that training takes. The trunk has no dropout.
+that training takes; a target pass is a second `refine` in it, without gradient. The trunk has no dropout.
 
 Shape letters: B rows, L tokens (C of the context, S of the state), P tokens of a cache, W width, H heads, K key/value
 heads, E head dim, I instances, N blocks.
@@ -138,8 +138,14 @@ class Block(nn.Module):
         context_inputs: Inputs | None,
         state_inputs: Inputs | None,
         past: KeyValue | None,
-    ) -> tuple[Tensor | None, Tensor | None, KeyValue | None]:
-        """Expand the context if there is one, then refine the state against its keys and values (or `past`)."""
+        target: Tensor | None = None,
+        target_inputs: Inputs | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, KeyValue | None]:
+        """Expand the context if there is one, then refine the state against its keys and values (or `past`).
+
+        Last, refine the target state against the same ones, without gradient: nothing of the context is computed for
+        it, and only one block's keys and values need be alive (or, where weights are sharded, one block's weights).
+        """
         kv = None
         if context is not None:
             assert context_inputs is not None
@@ -148,7 +154,13 @@ class Block(nn.Module):
             reads = kv if kv is not None else past
             assert state_inputs is not None and reads is not None, "a state is refined against a context"
             state = self.refine(state, state_inputs, reads)
-        return context, state, kv
+        if target is not None:
+            assert target_inputs is not None and state is not None and reads is not None
+            # After the student: autocast keeps a weight's cast for all who use it, and the student's gradient must not
+            # go through one that was made here.
+            with torch.no_grad():
+                target = self.refine(target, target_inputs, reads)
+        return context, state, target, kv
 
 
 class Trunk(nn.Module):
@@ -184,7 +196,7 @@ class Trunk(nn.Module):
         """Hidden states of clean tokens before the final norm, and every block's keys and values of them."""
         kvs: list[KeyValue] = []
         for index, block in enumerate(self.layers):
-            x, _, kv = block(x, None, inputs, None, past[index] if past is not None else None)
+            x, _, _, kv = block(x, None, inputs, None, past[index] if past is not None else None)
             kvs.append(kv)
         return x, kvs
 
@@ -193,7 +205,7 @@ class Trunk(nn.Module):
     ) -> Float[Tensor, "B S W"]:
         """Hidden states of noisy tokens before the final norm, read against `past`; nothing is committed."""
         for block, kv in zip(self.layers, past, strict=True):
-            _, x, _ = block(None, x, None, inputs, kv)
+            _, x, _, _ = block(None, x, None, inputs, kv)
         return x
 
     def forward(
@@ -202,8 +214,15 @@ class Trunk(nn.Module):
         state: Float[Tensor, "B S W"],
         context_inputs: Inputs,
         state_inputs: Inputs,
-    ) -> tuple[Float[Tensor, "B C W"], Float[Tensor, "B S W"]]:
-        """`expand` then `refine` of each block in turn: equal to the two in sequence, with one block's K/V alive."""
+        target: Float[Tensor, "B S W"] | None = None,
+        target_inputs: Inputs | None = None,
+    ) -> tuple[Float[Tensor, "B C W"], Float[Tensor, "B S W"], Float[Tensor, "B S W"] | None]:
+        """`expand` then `refine` of each block in turn: equal to the two in sequence, with one block's K/V alive.
+
+        `target` is refined as the state is, with inputs of its own and without gradient.
+        """
         for block in self.layers:
-            context, state, _ = block(context, state, context_inputs, state_inputs, None)
-        return context, state
+            context, state, target, _ = block(
+                context, state, context_inputs, state_inputs, None, target, target_inputs
+            )
+        return context, state, target

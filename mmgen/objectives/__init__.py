@@ -1,17 +1,18 @@
 """Training objectives for continuous modalities, over one path and one jump, and the loss of text."""
 
 from mmgen.objectives.base import Objective, Times
+from mmgen.objectives.draw import check_modalities
 from mmgen.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from mmgen.objectives.imm import IMM, IMMConfig
 from mmgen.objectives.path import Path
 from mmgen.objectives.text import text_loss
 
-ObjectiveConfig = FlowMatchingConfig
+ObjectiveConfig = FlowMatchingConfig | IMMConfig
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
     """The objective that a config names."""
-    return FlowMatching(config)
+    return IMM(config) if isinstance(config, IMMConfig) else FlowMatching(config)
 
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "Path",
     "Times",
     "build_objective",
+    "check_modalities",
     "text_loss",
 ]

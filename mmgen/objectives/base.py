@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmgen.objectives.path import Path
+from mmgen.sequence import UNGROUPED, Grouping
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,15 @@ class Objective(ABC):
     is `group_loss`. Either way who calls sums over tokens and divides by their global count.
     """
 
-    particles: int = 1
     needs_target: bool = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, grouping: Grouping = UNGROUPED) -> None:
         self.path = path
+        self.grouping = grouping
+
+    @property
+    def particles(self) -> int:
+        return self.grouping.particles
 
     @abstractmethod
     def draw_times(

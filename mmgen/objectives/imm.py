@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmgen.objectives.base import Objective, Times
 from mmgen.objectives.path import Path, Time
+from mmgen.sequence import Grouping
 
 # |c_out| below this (t - s < 2e-6) counts as this: at t = s the kernel would divide by zero. The gradient on G, which
 # |c_out| multiplies again, is only made smaller.
@@ -30,7 +31,9 @@ class IMMConfig:
     name: Literal["imm"] = "imm"
     path: Path = field(default_factory=Path)
     particles: int = 4
-    """M, the samples that a kernel compares; they share (t, s, r) and nothing else"""
+    """M, the samples that a kernel compares; they share (t, s, r)"""
+    grouping: Literal["across", "within"] = "across"
+    """a group's particles are of different pictures, or noise draws of one (its copies then a multiple of M)"""
     k: float = 12.0
     """the target pass starts (eta_max - eta_min) / 2^k nearer to the data, in eta = sigma / alpha"""
     k_final: float | None = None
@@ -109,9 +112,8 @@ class IMM(Objective):
     needs_target = True
 
     def __init__(self, config: IMMConfig) -> None:
-        super().__init__(config.path)
+        super().__init__(config.path, Grouping(config.particles, config.grouping == "within"))
         self.config = config
-        self.particles = config.particles
         self._weight_rms = self._root_mean_square_weight()
 
     def draw_times(

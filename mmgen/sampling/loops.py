@@ -32,6 +32,14 @@ def uniform_grid(steps: int, t_min: float = 0.0, t_max: float = 1.0) -> list[flo
     return [t_max + i / steps * (t_min - t_max) for i in range(steps)] + [t_min]
 
 
+def shifted(times: Sequence[float], shift: float) -> list[float]:
+    """The times moved by t -> shift t / (1 + (shift - 1) t), which keeps 0 and 1 (arXiv 2403.03206, eq. 23).
+
+    Above 1 the grid has more of its times near noise, below 1 near the data.
+    """
+    return [shift * t / (1 + (shift - 1) * t) for t in times]
+
+
 def edm_grid(path: Path, steps: int, rho: float = 7.0) -> list[float]:
     """steps + 1 times over the path's range, evenly spaced in eta^(1 / rho) (EDM, arXiv 2206.00364, eq. 5).
 
@@ -65,6 +73,17 @@ def pushforward(output: Output, jump: Jump, x: Tensor, times: Sequence[float]) -
     """
     for t, s in pairwise(times):
         x = jump(output(x, t, s), x, t, s)
+    return x
+
+
+def heun(output: Output, jump: Jump, x: Tensor, times: Sequence[float]) -> Tensor:
+    """`pushforward` with the mean of G at both ends of a step (Heun; EDM, arXiv 2206.00364, algorithm 1): two network
+    calls a step. For outputs that are velocities, whatever target they are told.
+    """
+    for t, s in pairwise(times):
+        start = output(x, t, s)
+        end = output(jump(start, x, t, s), s, s)
+        x = jump((start + end) / 2, x, t, s)
     return x
 
 

@@ -1,6 +1,7 @@
 """A plan: how much compute one request spends, and on what."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -8,12 +9,15 @@ class Plan:
     """A point of the surface that one checkpoint serves.
 
     `steps` is the number of refinement steps of a picture. `guidance` w mixes G_null + w (G - G_null); 1 is none and
-    costs one network call a step instead of two. `temperature` 0 takes the likeliest token; `top_p` keeps the fewest
-    tokens whose probabilities reach it.
+    costs one network call a step instead of two. `solver` heun makes two calls a step, of velocities only (flow
+    matching). `shift` above 1 puts more of the steps near noise, below 1 near the data. `temperature` 0 takes the
+    likeliest token; `top_p` keeps the fewest tokens whose probabilities reach it.
     """
 
     steps: int = 4
     guidance: float = 1.0
+    solver: Literal["euler", "heun"] = "euler"
+    shift: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 64
@@ -23,6 +27,8 @@ class Plan:
             raise ValueError(f"steps {self.steps} must be at least 1")
         if self.guidance < 0:
             raise ValueError(f"guidance {self.guidance} must be at least 0 (1 is none)")
+        if not self.shift > 0:
+            raise ValueError(f"shift {self.shift} must be positive (1 is none)")
         if self.temperature < 0:
             raise ValueError(
                 f"temperature {self.temperature} must be at least 0 (0 takes the likeliest token)"

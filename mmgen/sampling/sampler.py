@@ -18,7 +18,7 @@ from mmgen.model.model import Model
 from mmgen.objectives import Objective
 from mmgen.rng import keyed_numpy, keyed_torch
 from mmgen.sampling.cost import Cost, context_flops, head_flops, state_flops
-from mmgen.sampling.loops import draw_token, guided, pushforward, uniform_grid
+from mmgen.sampling.loops import draw_token, guided, heun, pushforward, shifted, uniform_grid
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.session import Session
 from mmgen.sequence import Span
@@ -92,9 +92,13 @@ class Sampler:
         """One picture a prompt; None draws without a condition. Request i draws from seed + i.
 
         `size` is height and width in pixels. `on_batch` is told how many are done. Raises ValueError where the size
-        does not divide into tokens.
+        does not divide into tokens, and for a solver that the objective does not allow.
         """
         plan = plan or self.plan
+        if plan.solver == "heun" and self.objective.needs_target:
+            raise ValueError(
+                "solver heun averages velocities, which this model was not trained to give; use euler (its jumps)"
+            )
         grid = self.image.token_grid(*(size or self.size))
         images, latents, cost = [], [], Cost()
         for chunk, seeds in _batches(prompts, seed, cost):
@@ -172,32 +176,35 @@ class Sampler:
         cost: Cost,
     ) -> Float[Tensor, "R D h w"]:
         conditions = [self._with_size(self._prompt(prompt), grid) for prompt in prompts]
-        output = self._picture_output(conditions, grid, plan.steps, cost)
+        solve, calls = (heun, 2 * plan.steps) if plan.solver == "heun" else (pushforward, plan.steps)
+        output = self._picture_output(conditions, grid, calls, cost)
         null = output
         if plan.guidance != 1:
             null = self._picture_output(
-                [self._with_size(self._prompt(None), grid)] * len(prompts), grid, plan.steps, cost
+                [self._with_size(self._prompt(None), grid)] * len(prompts), grid, calls, cost
             )
         shape = (grid[0] * grid[1], self.image.channels)
         noise = torch.stack([torch.randn(shape, generator=keyed_torch(seed, "picture")) for seed in seeds])
-        x = noise.to(self._device, self._dtype) * self.image.sigma_data
-        x = pushforward(
-            guided(output, null, plan.guidance), self.objective.path.jump, x, uniform_grid(plan.steps)
-        )
-        cost.nfe = plan.steps * (1 if plan.guidance == 1 else 2)
+        # the state stays in float64 over a network that is not, as IMM's own sampler keeps it
+        x = noise.to(self._device, torch.float64) * self.image.sigma_data
+        path = self.objective.path
+        t_min, t_max = path.time_range
+        times = [t_min + (t_max - t_min) * t for t in shifted(uniform_grid(plan.steps), plan.shift)]
+        x = solve(guided(output, null, plan.guidance), path.jump, x, times)
+        cost.nfe = calls * (1 if plan.guidance == 1 else 2)
         return torch.stack([self.image.unpatchify(tokens, *grid) for tokens in x.float().cpu()])
 
     def _with_size(self, spans: list[Span], grid: tuple[int, int]) -> list[Span]:
         return [*spans, self.image.size_span(*grid, spans[-1].next_position, predicted=False)]
 
-    def _picture_output(self, rows: list[list[Span]], grid: tuple[int, int], steps: int, cost: Cost):
+    def _picture_output(self, rows: list[list[Span]], grid: tuple[int, int], calls: int, cost: Cost):
         session = self._session(rows)
         session.read(rows)
         config, length = self.model.config, session.cache.length
         channels = self._context_channels
         cost.prefill_flops += context_flops(config, len(rows) * length, length, channels)
         tokens = grid[0] * grid[1]
-        cost.refine_flops += steps * state_flops(
+        cost.refine_flops += calls * state_flops(
             config, len(rows), len(rows) * tokens, length + tokens, self.image.channels
         )
         noisy = [self.image.noisy_span(*grid, position) for position in session.positions]
@@ -243,7 +250,3 @@ class Sampler:
     @property
     def _device(self) -> torch.device:
         return self.model.text_embedding.weight.device
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.model.text_embedding.weight.dtype

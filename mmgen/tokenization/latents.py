@@ -1,7 +1,7 @@
 """Pictures <-> latents of zero mean and unit standard deviation per channel, whatever the codec.
 
-Pixels pass as they are; any diffusers autoencoder folder is read with the statistics stored beside it. Forms no
-patches (the image modality does) and trains nothing (train_latents.py does).
+Pixels pass as they are, or scaled by statistics; any diffusers autoencoder folder is read with the statistics stored
+beside it. Forms no patches (the image modality does) and trains nothing (train_latents.py does).
 
 Shape letters: B pictures, H W pixels, C latent channels, h w latent pixels.
 """
@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmgen.files import write_text
-from mmgen.tokenization.assets import CHECKSUMS, sha256, verify_asset, write_checksums
+from mmgen.tokenization.assets import CHECKSUMS, new_asset, sha256, verify_asset, write_checksums
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -80,19 +80,25 @@ class LatentCodec(ABC):
 
 
 class Pixels(LatentCodec):
-    """The pictures themselves: three channels, one latent pixel per pixel."""
+    """The pictures themselves, a latent pixel per pixel: three channels, or one (grey) with statistics of one."""
 
     def __init__(
         self, mean: Sequence[float] = (0.0, 0.0, 0.0), std: Sequence[float] = (1.0, 1.0, 1.0)
     ) -> None:
-        super().__init__(3, 1, mean, std)
+        if len(mean) not in (1, 3):
+            raise ValueError(f"pixels have 3 channels, or 1 where they are grey, not {len(mean)}")
+        super().__init__(len(mean), 1, mean, std)
         self.fingerprint = f"pixels-{'-'.join(f'{value:g}' for value in (*mean, *std))}"
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        return pixels
+        return _grey(pixels) if self.channels == 1 else pixels
 
     def _decode(self, latents: Tensor) -> Tensor:
-        return latents
+        return latents.expand(-1, 3, -1, -1)
+
+
+def _grey(pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
+    return pixels.mean(1, keepdim=True)
 
 
 class DiffusersAutoencoder(LatentCodec):
@@ -166,14 +172,20 @@ def posterior_mode(network: Any, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tens
 
 
 def load_latent_codec(spec: str) -> LatentCodec:
-    """The codec that `spec` names: "pixels", or a folder of a diffusers autoencoder. Raises ValueError."""
+    """The codec that `spec` names: "pixels", or a folder of a diffusers autoencoder or of `fit_pixels`. Raises
+    ValueError.
+    """
     if spec == "pixels":
         return Pixels()
-    if not Path(spec).is_dir():
+    folder = Path(spec)
+    if not folder.is_dir():
         raise ValueError(
-            f"no latent codec {spec!r}: expected `pixels` or a folder of a diffusers autoencoder"
+            f"no latent codec {spec!r}: expected `pixels` or a folder of a diffusers autoencoder or of pixel statistics"
         )
-    return DiffusersAutoencoder(spec)
+    if (folder / CONFIG).is_file() and _read_json(folder / CONFIG).get("_class_name") == Pixels.__name__:
+        verify_asset(folder)
+        return Pixels(*_read_statistics(folder))
+    return DiffusersAutoencoder(folder)
 
 
 def fit_statistics(folder: Path | str, batches: Iterable[Float[Tensor, "B 3 H W"]]) -> None:
@@ -183,27 +195,45 @@ def fit_statistics(folder: Path | str, batches: Iterable[Float[Tensor, "B 3 H W"
     """
     folder = Path(folder)
     network = load_autoencoder(folder)
+    _write_statistics(folder, (posterior_mode(network, pixels) for pixels in batches))
+    if (folder / CHECKSUMS).is_file():
+        write_checksums(folder)
+
+
+def fit_pixels(
+    folder: Path | str,
+    batches: Iterable[Float[Tensor, "B 3 H W"]],
+    grey: bool = False,
+    overwrite: bool = False,
+    recipe: dict[str, Any] | None = None,
+) -> None:
+    """Writes a folder that makes `Pixels` of zero mean and unit deviation over `batches` of pictures.
+
+    Raises ValueError for no pictures, for a constant channel and where the folder may not be written.
+    """
+    with new_asset(folder, recipe or {}, overwrite) as new:
+        write_text(new / CONFIG, json.dumps({"_class_name": Pixels.__name__}) + "\n")
+        _write_statistics(new, (_grey(pixels) if grey else pixels for pixels in batches))
+
+
+@torch.no_grad()
+def _write_statistics(folder: Path, batches: Iterable[Float[Tensor, "B C h w"]]) -> None:
     count, num_pictures = 0, 0
     total = squares = torch.zeros((), dtype=torch.float64)
-    with torch.no_grad():
-        for pixels in batches:
-            latents = posterior_mode(network, pixels).double()
-            count += latents[:, 0].numel()
-            num_pictures += len(pixels)
-            total = total + latents.sum((0, 2, 3))
-            squares = squares + latents.square().sum((0, 2, 3))
+    for batch in batches:
+        latents = batch.double()
+        count += latents[:, 0].numel()
+        num_pictures += len(latents)
+        total = total + latents.sum((0, 2, 3))
+        squares = squares + latents.square().sum((0, 2, 3))
     if not num_pictures:
-        raise ValueError(f"no pictures to fit the statistics of {folder} to")
+        raise ValueError("no pictures to fit statistics to")
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0).sqrt()
     if not std.min() > 0:
-        raise ValueError(
-            f"a latent channel of {folder} is constant over {num_pictures} pictures, so it has no scale"
-        )
+        raise ValueError(f"a latent channel is constant over {num_pictures} pictures, so it has no scale")
     statistics = {"mean": mean.tolist(), "std": std.tolist(), "num_pictures": num_pictures}
     write_text(folder / STATISTICS, json.dumps(statistics, indent=1) + "\n")
-    if (folder / CHECKSUMS).is_file():
-        write_checksums(folder)
 
 
 def _read_statistics(folder: Path) -> tuple[list[float], list[float]]:

@@ -28,34 +28,54 @@ class Feed:
     batch: PackedBatch
     state: NoisyState
     attention: BatchAttention
-    broken: str
-    """what the loader says of unusable samples so far"""
+    remarks: str
+    """what the loader says of its samples so far"""
 
 
 class _Feeds(IterableDataset):
-    def __init__(self, loader: Loader, objective: Objective, seed: int, backend: AttentionBackend) -> None:
+    def __init__(
+        self,
+        loader: Loader,
+        objective: Objective,
+        seed: int,
+        backend: AttentionBackend,
+        step: int,
+        total_steps: int,
+    ) -> None:
         self.loader = loader
         self.objective = objective
         self.seed = seed
         self.backend: AttentionBackend = backend
+        self.step = step
+        self.total_steps = total_steps
 
     def __iter__(self) -> Iterator[tuple[Feed, dict[str, Any]] | ValueError]:
         try:
-            for batch, state in self.loader:
-                drawn = draw_state(batch, self.loader.modalities, self.objective, self.seed)
-                yield Feed(batch, drawn, plan_batch(batch, self.backend), self.loader.broken()), state
+            for step, (batch, state) in enumerate(self.loader, self.step):
+                # batches made ahead of the last step are never used, but they are made
+                fraction = min(step / self.total_steps, 1.0)
+                drawn = draw_state(batch, self.loader.modalities, self.objective, self.seed, fraction)
+                yield Feed(batch, drawn, plan_batch(batch, self.backend), self.loader.remarks()), state
         except ValueError as error:
             yield error  # handed over whole: torch would wrap it in the worker's traceback
 
 
 def feeds(
-    loader: Loader, objective: Objective, seed: int, backend: AttentionBackend, ahead: bool
+    loader: Loader,
+    objective: Objective,
+    seed: int,
+    backend: AttentionBackend,
+    *,
+    step: int,
+    total_steps: int,
+    ahead: bool,
 ) -> Iterator[tuple[Feed, dict[str, Any]]]:
     """(batch ready for its step, the loader's state after it), without end; made in another process if `ahead`.
 
+    The first batch is that of `step` (counted from 0) of `total_steps`, on which an objective's schedule may depend.
     Raises ValueError where the loader does: no usable sample, or too many broken ones.
     """
-    items: Any = _Feeds(loader, objective, seed, backend)
+    items: Any = _Feeds(loader, objective, seed, backend, step, total_steps)
     if ahead:
         workers = {"num_workers": 1, "prefetch_factor": PREFETCH, "worker_init_fn": _begin_worker}
         items = DataLoader(items, batch_size=None, **workers)

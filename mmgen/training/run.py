@@ -13,7 +13,13 @@ from mmgen.modalities import Modality, build_modalities
 from mmgen.model.attention import AttentionBackend
 from mmgen.model.model import Model
 from mmgen.model.trunk import TrunkConfig
-from mmgen.objectives import FlowMatchingConfig, Objective, ObjectiveConfig, build_objective
+from mmgen.objectives import (
+    FlowMatchingConfig,
+    Objective,
+    ObjectiveConfig,
+    build_objective,
+    check_modalities,
+)
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
 from mmgen.tokenization.text import TextTokenizer, load_text_tokenizer
@@ -126,8 +132,10 @@ def build(config: RunConfig) -> Parts:
     """The parts of a run. Raises ValueError where the configuration does not fit together."""
     tokenizer = load_text_tokenizer(config.tokenizer)
     modalities = build_modalities(config.modalities, tokenizer)
+    objective = build_objective(config.objective)
+    check_modalities(objective, modalities)
     model = Model(config.model, modalities, tokenizer.vocab_size)
-    return Parts(tokenizer, modalities, model, build_objective(config.objective))
+    return Parts(tokenizer, modalities, model, objective)
 
 
 def load(run: str | Path, which: str = "ema") -> Sampler:

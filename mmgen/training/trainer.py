@@ -13,7 +13,9 @@ from torch.nn.utils import clip_grad_norm_
 from mmgen.config import save_yaml, to_mapping
 from mmgen.data.loader import DataConfig, Loader
 from mmgen.evaluation.grid import picture_grid
-from mmgen.objectives import text_loss
+from mmgen.model.model import Target
+from mmgen.objectives import Objective, text_loss
+from mmgen.objectives.draw import NoisyState
 from mmgen.sampling.sampler import Sampler
 from mmgen.sequence import NO_LABEL, move
 from mmgen.training.checkpoint import (
@@ -56,19 +58,46 @@ class Loss:
 
 
 def compute_losses(parts: Parts, feed: Feed, precision: str, device: torch.device) -> dict[str, Loss]:
-    """The loss of every modality on one batch: expand the context, refine the state, nothing else."""
+    """The loss of every modality on one batch: expand the context, refine the state, and for an objective that needs
+    one the target state too.
+    """
     feed = move(feed, device)
-    batch, state = feed.batch, feed.state
-    told = parts.objective.told_target(state.t, state.s)
+    batch, state, objective = feed.batch, feed.state, parts.objective
+    told = objective.told_target(state.t, state.s)
+    target = None
+    if objective.needs_target:
+        target = Target(state.x_r, state.r, objective.told_target(state.r, state.s))
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        hidden, outputs = parts.model(batch, state.x, state.t, told, feed.attention)
+        hidden, outputs, targets = parts.model(batch, state.x, state.t, told, feed.attention, target)
     asked = batch.labels != NO_LABEL
     losses = {"text": Loss(text_loss(parts.model.logits(hidden[asked]), batch.labels[asked]), asked.sum())}
     for name, output in outputs.items():
         here = batch.state.modality == list(parts.modalities).index(name)
-        per_token = parts.objective.token_loss(output, batch.state.values[name], state.noise[name])
-        losses[name] = Loss(torch.where(here, per_token, 0.0).sum(), here.sum())
+        if targets is None:
+            per_token = objective.token_loss(output, batch.state.values[name], state.noise[name])
+            total = torch.where(here, per_token, 0.0).sum()
+        else:
+            total = _group_losses(objective, state, name, output, targets[name])
+        losses[name] = Loss(total, here.sum())
     return losses
+
+
+def _group_losses(
+    objective: Objective, state: NoisyState, name: str, output: Tensor, target: Tensor
+) -> Tensor:
+    """The sum over a modality's noisy tokens of what each bears of its group's loss; shapes in turn, groups at once."""
+    total = output.flatten()[:0].sum()  # of the graph also where there is no group, so that gradients exist
+    for shape in state.groups:
+        if shape.modality != name:
+            continue
+        student, other, x_t, x_r = (
+            tokens.flatten(0, 1)[shape.slots].flatten(2)
+            for tokens in (output, target, state.x[name], state.x_r[name])
+        )
+        t, s, r = (time[shape.instance] for time in (state.t, state.s, state.r))
+        loss = objective.group_loss(student, other, x_t, x_r, t, s, r)
+        total = total + loss.sum() * shape.slots[0].numel()
+    return total
 
 
 def weighted(parts: Parts, losses: Mapping[str, Loss]) -> Tensor:
@@ -92,7 +121,7 @@ def train(config: RunConfig, resume: bool = False) -> Path:
     model = parts.model.to(device, torch.float64 if config.train.precision == "float64" else torch.float32)
     ema = Ema(model, config.train.ema_decay)
     optimizer = build_optimizer(model, config.optim)
-    loader = Loader(config.data, parts.modalities, config.seed)
+    loader = Loader(config.data, parts.modalities, config.seed, parts.objective.grouping)
     guard = FiniteGuard(config.train.skip_budget)
 
     def tensors() -> dict[str, Any]:
@@ -115,10 +144,18 @@ def train(config: RunConfig, resume: bool = False) -> Path:
 
     path = latest
     state = loader.state()
-    ready = feeds(loader, parts.objective, config.seed, config.train.attention, ahead=config.train.prefetch)
-    meters = Meters()
-    broken = ""
     total = config.train.steps
+    ready = feeds(
+        loader,
+        parts.objective,
+        config.seed,
+        config.train.attention,
+        step=step,
+        total_steps=total,
+        ahead=config.train.prefetch,
+    )
+    meters = Meters()
+    remarks = ""
     report = Reporter(
         run, config.log, total_steps=total, step=step, samples=samples, resolved=to_mapping(config)
     )
@@ -144,10 +181,8 @@ def train(config: RunConfig, resume: bool = False) -> Path:
             meters.add("grad_norm", norm)
             report.advance(step, samples)
             if step % config.log.every == 0 or step == total:
-                if (
-                    feed.broken != broken
-                ):  # with the rows, since its totals grow with every shard that is read
-                    report.say(f"data left out: {(broken := feed.broken)}")
+                if feed.remarks != remarks:  # with the rows, since totals grow with every shard that is read
+                    report.say(f"data: {(remarks := feed.remarks)}")
                 means = meters.read()
                 report.row(step, samples, {"loss": means.pop("loss"), **means, "lr": lr})
             if _due(config.validation.every, step, total):
@@ -167,12 +202,20 @@ def train(config: RunConfig, resume: bool = False) -> Path:
 
 @torch.no_grad()
 def validate(parts: Parts, config: RunConfig, device: torch.device) -> dict[str, float]:
-    """Mean losses on the held-out sources, with draws that do not depend on the step."""
+    """Mean losses on the held-out sources, with draws that do not depend on the step: schedules are at their end."""
     parts.model.eval()
     data = DataConfig(config.validation.sources, config.data.compose, config.data.pack)
-    loader = Loader(data, parts.modalities, config.seed + 1)
+    loader = Loader(data, parts.modalities, config.seed + 1, parts.objective.grouping)
     meters = Meters()
-    ready = feeds(loader, parts.objective, config.seed + 1, config.train.attention, ahead=False)
+    ready = feeds(
+        loader,
+        parts.objective,
+        config.seed + 1,
+        config.train.attention,
+        step=1,
+        total_steps=1,
+        ahead=False,
+    )
     for feed, _ in islice(ready, config.validation.batches):
         for name, loss in compute_losses(parts, feed, config.train.precision, device).items():
             meters.add(f"validation_{name}_loss", loss.total, loss.count)

@@ -150,9 +150,18 @@ def test_fit_statistics_serves_a_foreign_autoencoder(data, tmp_path):
     assert load_latent_codec(str(tmp_path)).downsample == 2
 
 
+def test_fit_pixels_makes_a_codec(data, tmp_path):
+    out = tmp_path / "pixels"
+    assert main(["tokenizer", "fit-pixels", "--data", str(data), "--out", str(out), "--grey"]) == 0
+    assert load_latent_codec(str(out)).channels == 1
+    assert "fit-pixels" in (out / "recipe.yaml").read_text()
+
+
 def test_mistakes_are_one_line(capsys, tmp_path):
     assert main(["tokenizer", "train-txt"]) == 2
-    assert "there are train-text, train-latents, fit-statistics, encode" in capsys.readouterr().err
+    assert (
+        "there are train-text, train-latents, fit-statistics, fit-pixels, encode" in capsys.readouterr().err
+    )
     assert main(["tokenizer", "encode", "--data", "a", "--latent", "b"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     arguments = ["--data", str(tmp_path), "--latents", "pixels", "--out", str(tmp_path / "out")]

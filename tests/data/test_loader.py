@@ -251,7 +251,7 @@ def test_a_sample_of_no_use_is_counted_once_however_often_it_is_drawn(tmp_path: 
     for _ in islice(loader, 60):
         pass
     assert loader.positions["a"].epoch > 2
-    assert loader.broken() == "a: 2 of 202 samples broken (missing caption 2)"
+    assert loader.remarks() == "a: 2 of 202 samples broken (missing caption 2)"
 
 
 def test_too_many_samples_of_no_use_stop_with_the_file_named(tmp_path: Path):

@@ -33,7 +33,7 @@ def noisy(batch: PackedBatch) -> NoisyState:
 
 
 def run(net: Model, batch: PackedBatch, state: NoisyState, backend="dense") -> tuple[Tensor, Tensor]:
-    hidden, outputs = net(batch, state.x, state.t, state.s, plan_batch(batch, backend))
+    hidden, outputs, _ = net(batch, state.x, state.t, state.s, plan_batch(batch, backend))
     return hidden, outputs["image"]
 
 

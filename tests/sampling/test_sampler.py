@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmgen.data.pack import PackConfig, Packer
 from mmgen.model.model import plan_batch
-from mmgen.objectives import FlowMatching, FlowMatchingConfig
+from mmgen.objectives import IMM, FlowMatching, FlowMatchingConfig, IMMConfig, Objective
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
 from mmgen.sampling.session import Session
@@ -18,14 +18,18 @@ from tests.parts import TINY, documents, modalities, model, picture
 PROMPTS = ["red square", "a large blue circle on the white square", "the picture", None, "green"]
 
 
-def sampler(dtype: torch.dtype = torch.float64, **overrides: object) -> Sampler:
+FLOW = FlowMatching(FlowMatchingConfig())
+MOMENTS = IMM(IMMConfig())
+
+
+def sampler(dtype: torch.dtype = torch.float64, objective: Objective = FLOW, **overrides: object) -> Sampler:
     net = model(replace(TINY, **overrides), dtype=dtype)
-    return Sampler(net, modalities(), FlowMatching(FlowMatchingConfig()), (16, 16))
+    return Sampler(net, modalities(), objective, (16, 16))
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.5])
-def test_pictures_batched_equal_one_by_one(guidance: float):
-    draws = sampler(torch.float32)
+@pytest.mark.parametrize(("objective", "guidance"), [(FLOW, 1.0), (FLOW, 2.5), (MOMENTS, 2.5)])
+def test_pictures_batched_equal_one_by_one(objective: Objective, guidance: float):
+    draws = sampler(torch.float32, objective)
     plan = Plan(steps=3, guidance=guidance)
     together = draws.generate(PROMPTS, plan, seed=7).latents
     assert together is not None
@@ -35,6 +39,27 @@ def test_pictures_batched_equal_one_by_one(guidance: float):
     assert (together[0] - draws.generate(PROMPTS[:1], plan, seed=8).latents[0]).abs().max() > 0.1, (
         "seeds matter"
     )
+
+
+@pytest.mark.parametrize(("objective", "grid"), [(FLOW, [1.0, 0.5, 0.0]), (MOMENTS, [0.994, 0.497, 0.0])])
+def test_the_objective_says_where_sampling_runs_and_what_the_network_is_told(
+    monkeypatch: pytest.MonkeyPatch, objective: Objective, grid: list[float]
+):
+    """IMM knows its target and starts where eta ends; flow matching knows where it is."""
+    draws = sampler(torch.float32, objective)
+    seen = []
+    refine = draws.model.refine
+
+    def record(stream, x, t, s, attend, past):
+        seen.append((x["image"].dtype, float(t[0]), float(s[0])))
+        return refine(stream, x, t, s, attend, past)
+
+    monkeypatch.setattr(draws.model, "refine", record)
+    draws.generate(["red"], Plan(steps=2))
+    told = grid[1:] if objective is MOMENTS else grid[:-1]
+    assert [t for _, t, _ in seen] == pytest.approx(grid[:-1])
+    assert [s for _, _, s in seen] == pytest.approx(told)
+    assert {dtype for dtype, _, _ in seen} == {torch.float64}, "the state's, whatever the network's"
 
 
 def test_texts_batched_equal_one_by_one():
@@ -60,7 +85,7 @@ def test_sampling_calls_what_training_calls():
     batch = packer.finish()
     x = torch.randn(1, 128, parts["image"].channels, dtype=torch.float64)
     t, s = (torch.full((3,), time, dtype=torch.float64) for time in (0.7, 0.2))
-    _, outputs = net(batch, {"image": x}, t, s, plan_batch(batch, "runs"))
+    _, outputs, _ = net(batch, {"image": x}, t, s, plan_batch(batch, "runs"))
     trained = outputs["image"][0, :48].view(3, 16, -1)
     session = Session(net, parts, 3, 64)
     session.read([document.spans[:-1] for document in items])

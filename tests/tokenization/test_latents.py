@@ -10,6 +10,7 @@ from mmgen.tokenization.assets import write_checksums
 from mmgen.tokenization.latents import (
     DiffusersAutoencoder,
     Pixels,
+    fit_pixels,
     fit_statistics,
     load_latent_codec,
     picture_to_tensor,
@@ -197,6 +198,25 @@ def test_pixels_pass_and_are_normalised_by_given_statistics():
     assert codec.decode(torch.full((1, 3, 2, 2), 3.0)).max() == 1
     with pytest.raises(ValueError, match="do not fit 3 channels"):
         Pixels(std=(1.0, 0.0, 1.0))
+    with pytest.raises(ValueError, match="or 1 where they are grey, not 2"):
+        Pixels((0.0, 0.0), (1.0, 1.0))
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_pixels_fitted_to_pictures_have_no_mean_and_unit_deviation(grey, tmp_path):
+    pixels = pictures(40) * torch.tensor([0.5, 0.7, 0.1]).view(3, 1, 1) + 0.2
+    if grey:
+        pixels = pixels[:, :1].expand(-1, 3, -1, -1)
+    fit_pixels(tmp_path / "pixels", [pixels[:16], pixels[16:]], grey)
+    codec = load_latent_codec(str(tmp_path / "pixels"))
+    latents = codec.encode(pixels)
+    assert codec.channels == latents.shape[1] == (1 if grey else 3)
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(codec.channels), atol=1e-5, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(codec.channels), atol=1e-3, rtol=0)
+    torch.testing.assert_close(codec.decode(latents), pixels)
+    (tmp_path / "pixels" / "statistics.json").write_text("{}")
+    with pytest.raises(ValueError, match="damaged"):
+        load_latent_codec(str(tmp_path / "pixels"))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
