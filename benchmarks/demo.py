@@ -20,6 +20,7 @@ from mmgen.evaluation.features import Lite0Features, picture_features
 from mmgen.evaluation.grid import picture_grid
 from mmgen.evaluation.intervals import proportion
 from mmgen.evaluation.real import SEEN, RealPicture, read_split, real_pictures
+from mmgen.files import write_text
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
 from mmgen.tokenization.latents import tensor_to_picture
@@ -27,6 +28,7 @@ from mmgen.training.checkpoint import latest_checkpoint
 from mmgen.training.run import CHECKPOINTS, RunConfig, load, load_run_config
 from mmgen.training.trainer import train
 
+SECONDS = "training_seconds"  # beside a run that was trained in one go
 SPLITS = {SEEN: 200, "unseen_pairs": 1000}
 
 
@@ -63,21 +65,27 @@ def measure(arguments: Arguments) -> list[harness.Row]:
 
 
 def _train(arguments: Arguments, seed: int) -> tuple[Path, float | None]:
-    """The run of one seed, trained to its end, and the seconds that took (None where it was there)."""
+    """The run of one seed, trained to its end, and the seconds that took (None where it was cut and continued)."""
     config = load_yaml(arguments.config, RunConfig)
     config = replace(config, seed=seed, run=config.run if seed == 0 else f"{config.run}-seed{seed}")
     if arguments.quick:
         config = replace(config, run=f"{config.run}-quick", train=replace(config.train, steps=20))
     checkpoint = latest_checkpoint(Path(config.run) / CHECKPOINTS)
     if checkpoint is not None and checkpoint.name == f"step-{config.train.steps:08d}":
-        return Path(config.run), None
+        return Path(config.run), _seconds_of(Path(config.run))
     started = time.perf_counter()
     last = train(config, resume=checkpoint is not None)
     if last.name != f"step-{config.train.steps:08d}":
         raise ValueError(
             f"stopped at {last.name} of {config.train.steps}; the same command goes on from there"
         )
-    return Path(config.run), None if checkpoint is not None else round(time.perf_counter() - started, 1)
+    if checkpoint is None:
+        write_text(Path(config.run) / SECONDS, f"{time.perf_counter() - started:.1f}\n")
+    return Path(config.run), _seconds_of(Path(config.run))
+
+
+def _seconds_of(run: Path) -> float | None:
+    return float((run / SECONDS).read_text()) if (run / SECONDS).is_file() else None
 
 
 def _pictures(config: RunConfig, split: str, sampler: Sampler) -> list[RealPicture]:
