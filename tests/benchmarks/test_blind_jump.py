@@ -69,6 +69,7 @@ def test_the_committed_results_bear_the_claims() -> None:
     assert tests["blind network, fits the laws"] == "variance 3, cubic 3, ks 3, laplace 3"
 
 
+@pytest.mark.slow
 def test_it_measures_and_draws(tmp_path: Path) -> None:
     """Hardly trained, on few draws: what holds without training holds, and what needs it does not."""
     picture = tmp_path / "figure" / "target_time.png"

@@ -224,6 +224,7 @@ def test_the_full_data_leaks_no_concept_in_any_tone(modules):
     assert {slug(name.name.split(":")[0]) for name in names if name.tone} & everyday == set()
 
 
+@pytest.mark.slow
 def test_a_small_build_is_the_same_whichever_sets_are_chosen(modules, tmp_path, capsys):
     for out, sets in (("all", STYLES), ("two", ("noto", "emojione"))):
         arguments = [str(tmp_path / out), "--everyday", "--size", "16", "--sets", *sets]

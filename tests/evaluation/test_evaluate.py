@@ -128,6 +128,7 @@ def texts(evaluation: Evaluation, split: str) -> dict[str, float]:
     return {name: estimate.value for row in rows for name, estimate in row.figures.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [SEEN, "unseen_pairs"])
 def test_a_model_that_knows_scores_the_real_pictures_figures(
     known: dict[str, Evaluation], split: str

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from mmgen.config import from_mapping
@@ -36,6 +37,7 @@ class Pulse(Modality):
         return [Span(self.name, positions, None, values, committed, (len(values),), read=not place.last)]
 
 
+@pytest.mark.slow
 def test_a_modality_from_an_import_path_trains_in_both_directions(tmp_path: Path):
     samples = [
         Sample(

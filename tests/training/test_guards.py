@@ -42,6 +42,7 @@ def test_the_first_signal_sets_a_flag_and_the_handlers_come_back() -> None:
         assert {n: signal.getsignal(n) for n in Interrupt.SIGNALS} == before
 
 
+@pytest.mark.slow
 def test_the_second_signal_acts_at_once() -> None:
     with pytest.raises(KeyboardInterrupt), Interrupt():
         os.kill(os.getpid(), signal.SIGINT)

@@ -31,6 +31,7 @@ print(libc.mallinfo2().fordblks - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"),
     reason="glibc's allocator, 2.33 or later",

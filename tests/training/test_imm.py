@@ -111,6 +111,7 @@ def test_ten_steps_equal_five_and_five_bit_for_bit(
     assert rows(parts) == rows(whole)
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_draws(config: RunConfig, tmp_path: Path):
     run = tmp_path / "run"
     optim = replace(config.optim, lr=3e-3)
@@ -266,6 +267,7 @@ def levels(sampler: Sampler, steps: int) -> np.ndarray:
     return np.array([np.asarray(image).mean() for image in images])
 
 
+@pytest.mark.slow
 def test_one_or_two_steps_draw_both_modes():
     sampler = train_on_two_modes(IMM(IMMConfig(k=6.0)), 200)
     for steps in (1, 2):
@@ -277,6 +279,7 @@ def test_one_or_two_steps_draw_both_modes():
         assert near.mean() > 0.8
 
 
+@pytest.mark.slow
 def test_one_step_of_flow_matching_draws_neither():
     """The control: trained as long on the same pictures, it answers with their mean."""
     drawn = levels(train_on_two_modes(FlowMatching(FlowMatchingConfig()), 100), 1)

@@ -127,6 +127,7 @@ def test_resuming_another_run_is_refused_by_name_of_the_setting(config: RunConfi
     train(replace(short, train=replace(short.train, steps=2)), resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_run_goes_on_from_there(
     config: RunConfig, tmp_path: Path, number: signal.Signals
