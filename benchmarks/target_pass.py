@@ -22,7 +22,7 @@ from mmgen.model.trunk import TrunkConfig
 from mmgen.objectives import IMM, FlowMatching, FlowMatchingConfig, IMMConfig, Objective
 from mmgen.objectives.draw import draw_state
 from mmgen.rng import keyed_numpy
-from mmgen.sampling.cost import context_flops, state_flops
+from mmgen.sampling.cost import target_pass_ratio
 from mmgen.sequence import Document, Span
 from mmgen.tokenization.text import load_text_tokenizer
 from mmgen.training.feed import Feed
@@ -87,7 +87,7 @@ def measure(arguments: Arguments) -> list[harness.Row]:
                     "imm_over_fm": timed.ratio,
                     "expected": expected,
                     "over_expected": timed.ratio.value / expected,
-                    "counted": _counted(trunk, context, state, image.channels),
+                    "counted": target_pass_ratio(trunk, context, state, image.channels),
                 }
             )
     return rows
@@ -128,16 +128,6 @@ def _step(parts: Parts, documents: list[Document], seed: int, precision: str) ->
         parts.model.zero_grad(set_to_none=True)
 
     return step
-
-
-def _counted(trunk: TrunkConfig, context: int, state: int, channels: int) -> float:
-    """1 + the target's forward over three forwards of everything, in operations, of one document.
-
-    Attention is counted as it is computed: a picture's tokens score all keys, a caption's those of their run.
-    """
-    clean = context_flops(trunk, context, context, channels)
-    noisy = state_flops(trunk, 1, state, context + state, channels)
-    return 1 + noisy / (3 * (clean + noisy))
 
 
 if __name__ == "__main__":

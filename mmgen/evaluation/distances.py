@@ -82,6 +82,34 @@ def _covariance_factor(x: Float[Tensor, "N F"]) -> tuple[Float[Tensor, " F"], Fl
     return mean, torch.linalg.qr(centred, mode="r").R if len(x) > x.shape[1] else centred
 
 
+def frechet_statistic(x: Float[Tensor, "N F"], y: Float[Tensor, "M F"]) -> Statistic:
+    """`frechet_distance` as a statistic for `bootstrap`: a function of the counts of x and of y. Of few features: each
+    draw takes an eigendecomposition of F x F."""
+    _check(x, y, least=2)
+    x, y = x.double(), y.double()
+
+    def statistic(u: Float[Tensor, "D N"], v: Float[Tensor, "D M"]) -> Float[Tensor, " D"]:
+        return torch.stack([distance(a, b) for a, b in zip(u, v, strict=True)])
+
+    def distance(a: Float[Tensor, " N"], b: Float[Tensor, " M"]) -> Float[Tensor, ""]:
+        (mean_x, cov_x), (mean_y, cov_y) = _moments(x, a), _moments(y, b)
+        values, vectors = torch.linalg.eigh(cov_x)
+        root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+        cross = torch.linalg.eigvalsh(root @ cov_y @ root).clamp_min(0).sqrt().sum()
+        return (mean_x - mean_y).square().sum() + cov_x.trace() + cov_y.trace() - 2 * cross
+
+    return statistic
+
+
+def _moments(
+    x: Float[Tensor, "N F"], counts: Float[Tensor, " N"]
+) -> tuple[Float[Tensor, " F"], Float[Tensor, "F F"]]:
+    total = counts.sum()
+    mean = counts @ x / total
+    centred = x - mean
+    return mean, (centred * counts[:, None]).T @ centred / (total - 1)
+
+
 def frechet(x: Float[Tensor, "N F"], y: Float[Tensor, "N F"], key: Key) -> Estimate:
     """Frechet distance of generated (x) and real (y) pictures of the same N prompts: mean and spread over
     random halvings of x of one half against y of the other (N // 2 pictures each). Compare it with `real_floor`

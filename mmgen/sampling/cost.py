@@ -28,7 +28,7 @@ class Cost:
         return f"{self.nfe} network evaluations a picture, {self.flops / 1e9:.3g} GFLOP, {self.seconds:.3g} s"
 
 
-def trunk_flops(config: TrunkConfig, num_tokens: int, num_keys: int) -> float:
+def trunk_flops(config: TrunkConfig, num_tokens: float, num_keys: float) -> float:
     """Operations of one pass of the blocks over `num_tokens` queries that each score `num_keys` keys."""
     heads = config.num_heads * config.head_dim
     kv_heads = config.num_kv_heads * config.head_dim
@@ -36,13 +36,13 @@ def trunk_flops(config: TrunkConfig, num_tokens: int, num_keys: int) -> float:
     return 2.0 * config.num_layers * num_tokens * (linear + 2 * heads * num_keys)
 
 
-def context_flops(config: TrunkConfig, num_tokens: int, num_keys: int, channels: int) -> float:
+def context_flops(config: TrunkConfig, num_tokens: float, num_keys: float, channels: int) -> float:
     """`expand` of `num_tokens` tokens: the blocks, and the embedding of `channels`, which all of them pass."""
     return trunk_flops(config, num_tokens, num_keys) + 2.0 * num_tokens * config.width * channels
 
 
 def state_flops(
-    config: TrunkConfig, num_instances: int, num_tokens: int, num_keys: int, channels: int
+    config: TrunkConfig, num_instances: int, num_tokens: float, num_keys: float, channels: int
 ) -> float:
     """`refine` of `num_tokens` tokens in all: blocks, embedding and head of `channels`, and the time conditioning."""
     per_instance = 2 * (2 * NUM_FREQUENCIES * config.width + config.width**2)
@@ -50,6 +50,17 @@ def state_flops(
         per_instance += (6 + 2) * config.width**2
     own = num_tokens * 2 * config.width * channels + num_instances * per_instance
     return trunk_flops(config, num_tokens, num_keys) + 2.0 * own
+
+
+def target_pass_ratio(config: TrunkConfig, context: float, state: float, channels: int) -> float:
+    """Operations of a training step with a target pass over those of one without, for documents of `context` clean and
+    `state` noisy tokens: the target's forward over three forwards of everything but the text head.
+
+    Attention is counted as it is computed: a picture's tokens score all keys, a caption's those of their run.
+    """
+    clean = context_flops(config, context, context, channels)
+    noisy = state_flops(config, 1, state, context + state, channels)
+    return 1 + noisy / (3 * (clean + noisy))
 
 
 def head_flops(config: TrunkConfig, num_tokens: int, vocab_size: int) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 from mmgen.evaluation.distances import (
     frechet,
     frechet_distance,
+    frechet_statistic,
     kid,
     kid_value,
     polynomial_kernel,
@@ -50,6 +51,17 @@ def test_frechet_equals_the_matrix_square_root_also_with_singular_covariances(nu
     expected = ((x.mean(0) - y.mean(0)) ** 2).sum().item() + np.trace(cov_x + cov_y - 2 * root)
     # The matrix square root loses digits where the product is singular.
     assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-8 if num == 200 else 1e-4)
+
+
+def test_frechet_statistic_is_the_distance_of_sets_with_repeats() -> None:
+    x, y = torch.randn(40, 6, dtype=torch.float64), torch.randn(30, 6, dtype=torch.float64) * 2
+    counts_x, counts_y = torch.arange(40) % 3, torch.arange(30) % 2
+    drawn = frechet_statistic(x, y)(
+        torch.stack([torch.ones(40), counts_x]).double(), torch.stack([torch.ones(30), counts_y]).double()
+    )
+    assert drawn[0].item() == pytest.approx(frechet_distance(x, y), rel=1e-9)
+    repeated = frechet_distance(x.repeat_interleave(counts_x, 0), y.repeat_interleave(counts_y, 0))
+    assert drawn[1].item() == pytest.approx(repeated, rel=1e-9)
 
 
 def test_frechet_of_equal_sets_is_zero_and_never_below() -> None:

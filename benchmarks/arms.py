@@ -1,0 +1,219 @@
+"""Runs of one data set's configuration with settings apart, trained side by side and compared with held-out pictures.
+
+What `headline` and `imm_study` share. A run is its configuration file, its folder and its log beside each other; one
+that is there is continued, or taken as it is.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from sklearn.svm import SVC
+from torch import Tensor
+
+from benchmarks import harness
+from data_pipelines import digits, fashion_mnist
+from mmgen.config import load_yaml, parse_overrides, save_yaml
+from mmgen.data.loader import Loader
+from mmgen.evaluation.distances import frechet_statistic, kid_statistic
+from mmgen.evaluation.features import Lite0Features, picture_features
+from mmgen.evaluation.intervals import proportion
+from mmgen.evaluation.memorization import memorization
+from mmgen.evaluation.real import SEEN, RealPicture, read_split, real_pictures
+from mmgen.objectives import FlowMatchingConfig
+from mmgen.rng import keyed_numpy
+from mmgen.sampling.cost import target_pass_ratio
+from mmgen.sampling.plan import Plan
+from mmgen.sampling.sampler import Sampler
+from mmgen.sequence import PAD
+from mmgen.training.checkpoint import latest_checkpoint
+from mmgen.training.run import CHECKPOINTS, PreviewConfig, RunConfig, ValidationConfig, build
+
+DataName = Literal["digits", "fashion"]
+HELD_OUT = {"digits": "validation", "fashion": "test"}
+COMPONENTS = 64  # of lite0 features
+CLASSIFIER_PICTURES = 10_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: an objective, what is set apart from the configuration, a seed, a number of steps."""
+
+    folder: Path
+    data: DataName
+    objective: Literal["imm", "flow_matching"]
+    seed: int
+    steps: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """key of a configuration -> value"""
+
+    def config(self) -> RunConfig:
+        path = Path(f"configs/{self.data}.yaml")
+        config = load_yaml(path, RunConfig)
+        config = replace(
+            config,
+            run=str(self.folder),
+            seed=self.seed,
+            objective=config.objective if self.objective == "imm" else FlowMatchingConfig(),
+            train=replace(config.train, steps=self.steps),
+            validation=ValidationConfig(),
+            preview=PreviewConfig(),
+        )
+        words = [word for key, value in self.settings.items() for word in (f"--{key}", str(value))]
+        return parse_overrides(RunConfig, config, words, str(path))
+
+
+def prepare(data: DataName) -> RunConfig:
+    """The data set's configuration; the data set is built where it is missing."""
+    config = load_yaml(Path(f"configs/{data}.yaml"), RunConfig)
+    folder = Path(next(iter(config.data.sources.values())).path)
+    if not folder.exists():
+        if data == "digits":
+            digits.build(digits.Options(folder, validation=0.3))
+        else:
+            fashion_mnist.build(fashion_mnist.Options(folder))
+    return config
+
+
+def cost_ratio(config: RunConfig) -> float:
+    """FLOPs of a step of IMM over those of one of flow matching, from the tokens of some real batches."""
+    parts = build(config)
+    loader = Loader(config.data, parts.modalities, config.seed, parts.objective.grouping)
+    counts = np.zeros(3)
+    for batch, _ in islice(loader, 4):
+        tokens = [int((stream.layout.document != PAD).sum()) for stream in (batch.context, batch.state)]
+        counts += [*tokens, len(batch.instances.group)]
+    context, state = counts[:2] / counts[2]
+    return target_pass_ratio(config.model, context, state, parts.modalities["image"].channels)
+
+
+def train(runs: Sequence[Run], workers: int) -> None:
+    """Trains what is not finished, `workers` at a time with a thread each. Raises ValueError where one fails."""
+
+    def one(run: Run) -> None:
+        last = latest_checkpoint(run.folder / CHECKPOINTS)
+        if last is not None and last.name == f"step-{run.steps:08d}":
+            return
+        log, path = run.folder.with_suffix(".log"), run.folder.with_suffix(".yaml")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        save_yaml(run.config(), path)
+        command = [sys.executable, "-m", "mmgen", "train", str(path)]
+        if last is not None:
+            command.append("--resume")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with log.open("w", encoding="utf-8") as out:
+            done = subprocess.run(command, env=environment, stdout=out, stderr=out, check=False)
+        if done.returncode:
+            raise ValueError(f"training {run.folder} failed; see {log}")
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(one, runs))
+
+
+class Extract(Protocol):
+    def __call__(self, images: Sequence[Image], /) -> Float[Tensor, "N F"]: ...
+
+
+@dataclass(frozen=True)
+class Real:
+    """The real side, in features: what is compared with, and what judges labels and copies."""
+
+    held_out: list[RealPicture]
+    features: Float[Tensor, "M F"]
+    training: Float[Tensor, "T F"]
+    classifier: SVC
+    extract: Extract
+
+    @property
+    def prompts(self) -> list[str]:
+        return [picture.prompt for picture in self.held_out]
+
+
+def real(config: RunConfig, data: DataName) -> Real:
+    """Features are grey levels of small pictures, of others the leading components of lite0's."""
+    source = next(iter(config.data.sources.values()))
+    training, held_out = (
+        real_pictures(read_split(source, split), config.size) for split in (SEEN, HELD_OUT[data])
+    )
+    some = training[:CLASSIFIER_PICTURES]
+    extract = pixels if data == "digits" else _components([picture.picture for picture in some])
+    classifier = SVC(gamma="scale", C=10.0).fit(
+        pixels([picture.picture for picture in some]).numpy(), [picture.prompt for picture in some]
+    )
+    features, trained = (extract([picture.picture for picture in part]) for part in (held_out, training))
+    return Real(held_out, features, trained, classifier, extract)
+
+
+def pixels(images: Sequence[Image], /) -> Float[Tensor, "N F"]:
+    """Grey levels in [0, 1]."""
+    levels = (np.asarray(image.convert("L"), dtype=np.float64) / 255 for image in images)
+    return torch.stack([torch.from_numpy(each).flatten() for each in levels])
+
+
+def _components(images: Sequence[Image]) -> Extract:
+    network = Lite0Features()
+    base = picture_features(images, network).double()
+    centre = base.mean(0)
+    axes = torch.linalg.svd(base - centre, full_matrices=False)[2][:COMPONENTS]
+
+    def extract(images: Sequence[Image], /) -> Float[Tensor, "N F"]:
+        return (picture_features(images, network).double() - centre) @ axes.T
+
+    return extract
+
+
+def floor(side: Real, num: int) -> harness.Row:
+    """What `num` training pictures (or all there are) score in place of drawn ones, and the classifier on real ones."""
+    order = keyed_numpy("arms", "floor").permutation(len(side.training))
+    some = side.training[order[:num]]
+    predicted = side.classifier.predict(pixels([picture.picture for picture in side.held_out]).numpy())
+    return {
+        "objective": "floor",
+        "frechet": distance(frechet_statistic, some, side.features),
+        "kid": distance(kid_statistic, some, side.features),
+        "label_agreement": proportion(list(predicted == np.array(side.prompts))),
+    }
+
+
+def distance(statistic: Any, features: Float[Tensor, "N F"], others: Float[Tensor, "M F"]) -> float:
+    """A statistic of `mmgen.evaluation.distances` of two whole sets."""
+    ones = [torch.ones(1, len(each), dtype=torch.float64) for each in (features, others)]
+    return statistic(features, others)(*ones).item()
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures of one plan, in features, and their scores."""
+
+    plan: Plan
+    features: Float[Tensor, "N F"]
+    row: harness.Row
+
+
+def draw(sampler: Sampler, plans: Sequence[Plan], side: Real, copies: int, seed: int) -> Drawn:
+    """`copies` pictures for each held-out one's prompt, of the plan with the least Frechet distance."""
+    prompts = side.prompts * copies
+    drawn = []
+    for plan in plans:
+        images = sampler.generate(prompts, plan, seed=seed * 1_000_000).images
+        features = side.extract(images)
+        drawn.append((distance(frechet_statistic, features, side.features), len(drawn), images, features))
+    value, index, images, features = min(drawn, key=lambda each: each[:2])
+    predicted = side.classifier.predict(pixels(images).numpy())
+    row = {
+        "frechet": value,
+        "kid": distance(kid_statistic, features, side.features),
+        "label_agreement": proportion(list(predicted == np.array(prompts))),
+        "memorization": memorization(features, side.training, side.features).share,
+    }
+    return Drawn(plans[index], features, row)

@@ -1,0 +1,153 @@
+"""What to turn when Inductive Moment Matching trains for minutes and not for weeks: one setting at a time.
+
+Every variant differs from the data set's configuration in one setting (`base` in none) and trains for equal FLOPs with
+the same seeds. Rows are one variant, seed and number of network evaluations; `ratio` rows its Frechet distance over
+that of `base` with the same seed, the mean over seeds on a log scale with Student's interval.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import arms, harness
+from mmgen.evaluation.intervals import Estimate
+from mmgen.sampling.plan import Plan
+from mmgen.training.run import load
+
+BASE = "base"
+
+# Factor -> value -> settings. A batch of twice as many pictures takes half as many steps.
+FACTORS: dict[str, dict[str, dict[str, Any]]] = {
+    "k": {
+        "6": {"objective.k": 6, "objective.k_final": 6},
+        "8": {"objective.k": 8, "objective.k_final": 8},
+        "12": {"objective.k": 12, "objective.k_final": 12},
+        "4 to 11": {"objective.k": 4, "objective.k_final": 11},
+        "6 to 11": {"objective.k_final": 11},
+        "13 to 6": {"objective.k": 13, "objective.k_final": 6},
+    },
+    "particles": {
+        "2": {"objective.particles": 2},
+        "8": {"objective.particles": 8},
+        "16": {"objective.particles": 16},
+    },
+    "groups": {
+        "noise draws of one picture": {"objective.grouping": "within", "modalities.image.copies": 4},
+    },
+    "pictures a batch": {
+        "32": {"data.pack.context_length": 256, "data.pack.state_length": 512},
+        "128": {"data.pack.context_length": 1024, "data.pack.state_length": 2048},
+    },
+    "times t": {
+        "logit-normal (0, 1)": {"modalities.image.time.kind": "logit_normal"},
+        "logit-normal (-0.8, 1)": {
+            "modalities.image.time.kind": "logit_normal",
+            "modalities.image.time.mean": -0.8,
+        },
+        "logit-normal (0.8, 1)": {
+            "modalities.image.time.kind": "logit_normal",
+            "modalities.image.time.mean": 0.8,
+        },
+    },
+    "precision": {"float32": {"train.precision": "float32"}},
+    "gap": {"0.0001": {"objective.gap": 1e-4}, "0.01": {"objective.gap": 1e-2}},
+    "a": {"2": {"objective.a": 2}},
+    "b": {"0": {"objective.b": 0}, "2": {"objective.b": 2}, "6": {"objective.b": 6}},
+    "bandwidth": {"0.5": {"objective.bandwidth": 0.5}, "2": {"objective.bandwidth": 2}},
+    "EMA": {"0.98": {"train.ema_decay": 0.98}, "0.999": {"train.ema_decay": 0.999}},
+    "learning rate": {"1e-3": {"optim.lr": 1e-3}, "4e-3": {"optim.lr": 4e-3}},
+    "clipping": {"none": {"optim.grad_clip": 0}, "0.3": {"optim.grad_clip": 0.3}},
+}
+STEPS_FACTOR = {"32": 2.0, "128": 0.5}  # of "pictures a batch"
+
+
+@dataclass(frozen=True)
+class Arguments(harness.Arguments):
+    data: arms.DataName = "digits"
+    """What is drawn."""
+    factors: tuple[str, ...] = tuple(FACTORS)
+    """Which settings are studied."""
+    steps: tuple[int, ...] = (1, 2, 8)
+    """Network evaluations of a picture."""
+    train_steps: int = 1500
+    """Of the configuration's batch; other batches take as many more or fewer."""
+    copies: int = 2
+    """Pictures drawn for each held-out one's caption."""
+    runs: Path = Path("runs/imm_study")
+    """Where runs are kept; one that is there is continued, or taken as it is."""
+    workers: int = 2
+    """Runs trained side by side, with a thread each."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := set(self.factors) - set(FACTORS):
+            raise ValueError(f"factors {sorted(unknown)} are none of {', '.join(FACTORS)}")
+
+
+def measure(arguments: Arguments) -> list[harness.Row]:
+    config = arms.prepare(arguments.data)
+    variants = _variants(arguments)
+    runs = {
+        (variant, seed): _run(variant, settings, seed, arguments)
+        for seed in range(arguments.seeds)
+        for variant, settings in variants.items()
+    }
+    arms.train(list(runs.values()), arguments.workers)
+    side = arms.real(config, arguments.data)
+    rows: list[harness.Row] = [arms.floor(side, len(side.held_out) * arguments.copies)]
+    found: dict[tuple[tuple[str, str], int, int], float] = {}
+    for (variant, seed), run in runs.items():
+        sampler = load(run.folder)
+        for steps in arguments.steps:
+            drawn = arms.draw(sampler, [Plan(steps=steps)], side, arguments.copies, seed)
+            found[variant, steps, seed] = drawn.row["frechet"]
+            name = {"factor": variant[0], "value": variant[1], "steps": steps, "seed": seed}
+            rows.append({**name, **drawn.row, "train_steps": run.steps})
+    return rows + _ratios(found, arguments)
+
+
+def _variants(arguments: Arguments) -> dict[tuple[str, str], dict[str, Any]]:
+    chosen = {
+        (factor, value): settings
+        for factor in arguments.factors
+        for value, settings in FACTORS[factor].items()
+    }
+    if arguments.quick:
+        chosen = dict(list(chosen.items())[:1])
+    return {(BASE, ""): {}, **chosen}
+
+
+def _run(variant: tuple[str, str], settings: Mapping[str, Any], seed: int, arguments: Arguments) -> arms.Run:
+    steps = 20 if arguments.quick else arguments.train_steps
+    if variant[0] == "pictures a batch":
+        steps = round(steps * STEPS_FACTOR[variant[1]])
+    name = "-".join(
+        "".join(c if c.isalnum() else "_" for c in part) for part in (*variant, str(seed)) if part
+    )
+    return arms.Run(
+        arguments.runs / f"{arguments.data}-{name}-{steps}", arguments.data, "imm", seed, steps, settings
+    )
+
+
+def _ratios(
+    found: Mapping[tuple[tuple[str, str], int, int], float], arguments: Arguments
+) -> list[harness.Row]:
+    rows = []
+    for variant in dict.fromkeys(key[0] for key in found):
+        if variant[0] == BASE:
+            continue
+        for steps in arguments.steps:
+            logs = [
+                math.log(found[variant, steps, seed] / found[(BASE, ""), steps, seed])
+                for seed in range(arguments.seeds)
+            ]
+            mean = harness.over_seeds(logs)
+            ratio = Estimate(math.exp(mean.value), math.exp(mean.low), math.exp(mean.high), mean.num)
+            rows.append({"factor": variant[0], "value": variant[1], "steps": steps, "ratio": ratio})
+    return rows
+
+
+if __name__ == "__main__":
+    harness.run("imm_study", Arguments, measure, __doc__)

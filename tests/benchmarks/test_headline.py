@@ -1,0 +1,89 @@
+"""The headline benchmark: what its ratios say of known distances, and one small run of all of it."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import arms, imm_study
+from benchmarks.headline import Arguments, _estimate, _plans, _ratios, _resampled, measure
+from mmgen.config import to_mapping
+from mmgen.evaluation.intervals import Estimate
+from mmgen.training.run import build
+
+
+def test_flow_matching_has_every_solver_and_grid_at_equal_evaluations():
+    assert [plan.steps for plan in _plans("imm", 4)] == [4]
+    assert len(_plans("flow_matching", 1)) == 1, (
+        "one evaluation leaves no grid to choose and no room for Heun"
+    )
+    for evaluations in (2, 4, 16):
+        plans = _plans("flow_matching", evaluations)
+        assert {plan.steps * (2 if plan.solver == "heun" else 1) for plan in plans} == {evaluations}
+        assert {plan.solver for plan in plans} == {"euler", "heun"}
+        assert len(plans) == len(set(plans)) >= 4
+
+
+def test_ratios_and_step_ratios_of_known_distances():
+    arguments = Arguments(seeds=2, steps=(1, 2, 4, 8))
+    known = {"flow_matching": {1: 8.0, 2: 4.0, 4: 2.0, 8: 1.0}, "imm": {1: 2.0, 2: 1.5, 4: 1.0, 8: 1.0}}
+    draws = {
+        (objective, steps, seed): {metric: np.full(401, value) for metric in ("frechet", "kid")}
+        for objective, values in known.items()
+        for steps, value in values.items()
+        for seed in (0, 1)
+    }
+    rows = {(row["steps"], row["flow_matching_steps"]): row for row in _ratios(draws, arguments)}
+    assert rows[1, 2]["frechet_ratio"] == Estimate(0.5, 0.5, 0.5, 2)
+    assert rows[2, 8]["kid_ratio"].value == 1.5
+    # at 1 step as good as flow matching at 4, at 8 as good as at 8
+    assert [rows[steps, 1]["step_ratio_frechet"] for steps in (1, 2, 4, 8)] == [4, 2, 2, 1]
+
+
+def test_the_interval_takes_off_what_resampling_adds():
+    """Draws are twice as far off as the value: the basic interval lies as far below it."""
+    found = _estimate(np.array([1.0, *np.full(400, 2.0)]), 5)
+    assert (found.low, found.high) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert _estimate(np.array([-1.0, *np.full(400, 1.0)]), 5).high == -3, (
+        "a KID may be negative: no logarithm"
+    )
+
+
+def test_objectives_of_one_seed_are_resampled_alike():
+    features, real = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    first, again, other = (_resampled(features, real, seed) for seed in (3, 3, 4))
+    for metric in ("frechet", "kid"):
+        assert np.array_equal(first[metric], again[metric])
+        assert first[metric][0] == other[metric][0] and not np.array_equal(first[metric], other[metric])
+
+
+@pytest.mark.slow
+def test_a_small_run_measures_both_objectives(tmp_path):
+    rows = measure(Arguments(seeds=1, steps=(1, 2), quick=True, copies=1, runs=tmp_path))
+    by_objective = {
+        name: [row for row in rows if row["objective"] == name] for name in ("floor", "imm", "ratio")
+    }
+    assert len(by_objective["ratio"]) == 4 and len(by_objective["imm"]) == 2
+    floor = by_objective["floor"][0]
+    assert floor["label_agreement"].value > 0.9, "real pictures are what their captions say"
+    assert all(row["frechet"] > 5 * floor["frechet"] for row in by_objective["imm"]), (
+        "20 steps are no training"
+    )
+    trained = {row["objective"]: row["train_steps"] for row in rows if "train_steps" in row}
+    assert trained["imm"] < trained["flow_matching"] < 4 / 3 * trained["imm"]
+
+
+def test_the_study_changes_one_setting_and_keeps_the_pictures_seen(tmp_path):
+    arguments = imm_study.Arguments(runs=tmp_path, train_steps=1000)
+    base = arms.Run(tmp_path / "base", "digits", "imm", 0, 1000).config()
+    for variant, settings in imm_study._variants(arguments).items():
+        run = imm_study._run(variant, settings, 0, arguments)
+        config = run.config()
+        seen = [c.train.steps * c.data.pack.state_length for c in (config, base)]
+        assert seen[0] == seen[1], f"{variant} sees as many pictures"
+        assert (to_mapping(config) != to_mapping(base)) == bool(settings) or variant[0] == imm_study.BASE
+        build(config)  # raises where the settings do not fit together
+
+
+def test_an_unknown_factor_is_refused():
+    with pytest.raises(ValueError, match=r"factors \['kk'\] are none of k, particles"):
+        imm_study.Arguments(factors=("kk",))
