@@ -83,6 +83,7 @@ def test_the_optimum_knows_two_points() -> None:
     torch.testing.assert_close(output, (x - mean) / (t * PATH.sigma_data))
 
 
+@pytest.mark.slow
 def test_a_trained_network_draws_nearly_the_mean_in_one_step() -> None:
     data = DATA["moons"]
     output, start = train_flow_matching(data, seed=0, steps=250), noise(data)
@@ -150,6 +151,7 @@ def test_starts_that_differ_have_slopes_of_their_own() -> None:
     assert slopes[0] == slopes[1] and slopes[2] == slopes[3] and slopes[0] != slopes[2]
 
 
+@pytest.mark.slow
 def test_both_arms_start_alike_and_only_one_reaches_zero() -> None:
     first, second = JumpNetwork(1, 64, seed=0), JumpNetwork(1, 64, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
@@ -244,6 +246,7 @@ def test_in_two_dimensions_a_quarter_turn_has_every_law() -> None:
         assert np.abs(jump @ jump.T - 0.5 * np.eye(2)).max() > 0.4
 
 
+@pytest.mark.slow
 def test_a_blind_network_trained_on_the_laws_keeps_away_from_them() -> None:
     network = train_on_laws(seed=0, steps=100)
     assert max(ks_distance(network, s) for s in GRID) > 0.05

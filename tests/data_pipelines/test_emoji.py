@@ -208,6 +208,7 @@ def modules() -> Path:
             )
 
 
+@pytest.mark.slow
 def test_the_full_data_leaks_no_concept_in_any_tone(modules):
     everyday, names = emoji.read_everyday(), read_names(modules)
     assert everyday <= {name.concept for name in names}

@@ -90,6 +90,7 @@ def rows(run: Path) -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "prefetch"), [("float32", True), ("bf16", False)])
 def test_ten_steps_equal_five_and_five_bit_for_bit(
     config: RunConfig, tmp_path: Path, precision: str, prefetch: bool
