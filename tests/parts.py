@@ -15,6 +15,8 @@ from mmgen.model.trunk import TrunkConfig
 from mmgen.rng import keyed_numpy
 from mmgen.sequence import Document, Sample
 from mmgen.tokenization.text import TextTokenizer, train_text
+from mmgen.training.checkpoint import latest_checkpoint, load_model_weights
+from mmgen.training.metrics import read_metrics
 
 WORDS = (
     "red",
@@ -71,3 +73,22 @@ def sample(seed: int, size: int = 16) -> Sample:
 def documents(count: int, task: str = "text image", drop: float = 0.0, **image: object) -> list[Document]:
     config = ComposeConfig({task: 1.0}, drop)
     return [compose(sample(i), config, modalities(**image), keyed_numpy(i)) for i in range(count)]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """The averaged and the plain weights of the latest checkpoint."""
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    assert checkpoint is not None
+    return {
+        f"{which}.{name}": w
+        for which in ("model", "ema")
+        for name, w in load_model_weights(checkpoint, which).items()
+    }
+
+
+def rows(run: Path) -> list[dict]:
+    """Metrics without the one thing that is allowed to differ."""
+    return [
+        {k: v for k, v in row.items() if k != "samples_per_second"}
+        for row in read_metrics(run / "metrics.jsonl")
+    ]

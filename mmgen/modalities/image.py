@@ -63,7 +63,6 @@ class PatchEmbedding(nn.Module):
         if width % 4:
             raise ValueError(f"width {width} must be a multiple of 4: sines and cosines of two axes")
         self.values = nn.Linear(channels, width)
-        self.frequency: Tensor
         frequency = 1e4 ** (-torch.arange(width // 4) / (width // 4))
         self.register_buffer("frequency", frequency, persistent=False)
 

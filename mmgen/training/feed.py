@@ -32,22 +32,14 @@ class Feed:
     """what the loader says of its samples so far"""
 
 
+@dataclass(eq=False)
 class _Feeds(IterableDataset):
-    def __init__(
-        self,
-        loader: Loader,
-        objective: Objective,
-        seed: int,
-        backend: AttentionBackend,
-        step: int,
-        total_steps: int,
-    ) -> None:
-        self.loader = loader
-        self.objective = objective
-        self.seed = seed
-        self.backend: AttentionBackend = backend
-        self.step = step
-        self.total_steps = total_steps
+    loader: Loader
+    objective: Objective
+    seed: int
+    backend: AttentionBackend
+    step: int
+    total_steps: int
 
     def __iter__(self) -> Iterator[tuple[Feed, dict[str, Any]] | ValueError]:
         try:

@@ -24,9 +24,9 @@ from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
 from mmgen.sequence import PAD, Sample
 from mmgen.tokenization.text import train_text
-from mmgen.training.checkpoint import latest_checkpoint, load_model_weights
+from mmgen.training.checkpoint import latest_checkpoint
 from mmgen.training.feed import Feed, feeds
-from mmgen.training.metrics import LogConfig, read_metrics
+from mmgen.training.metrics import LogConfig
 from mmgen.training.optim import OptimConfig
 from mmgen.training.run import (
     CheckpointConfig,
@@ -39,7 +39,7 @@ from mmgen.training.run import (
     load,
 )
 from mmgen.training.trainer import compute_losses, train, weighted
-from tests.parts import TINY, WORDS, documents, modalities, model, sample, tokenizer
+from tests.parts import TINY, WORDS, documents, modalities, model, rows, sample, tokenizer, weights
 
 CPU = torch.device("cpu")
 
@@ -75,19 +75,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         preview=PreviewConfig(every=10, prompts=("red square",), steps=(1, 2)),
         log=LogConfig(every=1),
     )
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    checkpoint = latest_checkpoint(run / "checkpoints")
-    assert checkpoint is not None
-    return {f"{w}.{n}": v for w in ("model", "ema") for n, v in load_model_weights(checkpoint, w).items()}
-
-
-def rows(run: Path) -> list[dict]:
-    return [
-        {k: v for k, v in row.items() if k != "samples_per_second"}
-        for row in read_metrics(run / "metrics.jsonl")
-    ]
 
 
 @pytest.mark.slow

@@ -18,12 +18,12 @@ from mmgen.data.pack import PackConfig
 from mmgen.data.shards import write_shards
 from mmgen.data.streams import SourceConfig
 from mmgen.tokenization.text import train_text
-from mmgen.training.checkpoint import latest_checkpoint, load_model_weights
+from mmgen.training.checkpoint import latest_checkpoint
 from mmgen.training.metrics import LogConfig, read_metrics
 from mmgen.training.optim import OptimConfig
 from mmgen.training.run import CheckpointConfig, PreviewConfig, RunConfig, TrainConfig, ValidationConfig, load
 from mmgen.training.trainer import train
-from tests.parts import TINY, WORDS, sample
+from tests.parts import TINY, WORDS, rows, sample, weights
 
 
 @pytest.fixture(scope="module")
@@ -49,25 +49,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         preview=PreviewConfig(every=10, prompts=("red square",), steps=(1, 2)),
         log=LogConfig(every=1),
     )
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    """The averaged and the plain weights of the latest checkpoint."""
-    checkpoint = latest_checkpoint(run / "checkpoints")
-    assert checkpoint is not None
-    return {
-        f"{which}.{name}": w
-        for which in ("model", "ema")
-        for name, w in load_model_weights(checkpoint, which).items()
-    }
-
-
-def rows(run: Path) -> list[dict]:
-    """Metrics without the one thing that is allowed to differ."""
-    return [
-        {k: v for k, v in row.items() if k != "samples_per_second"}
-        for row in read_metrics(run / "metrics.jsonl")
-    ]
 
 
 def test_ten_steps_equal_five_and_five_bit_for_bit(config: RunConfig, tmp_path: Path):
