@@ -5,6 +5,7 @@ leaves every draw as it was.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,6 +19,12 @@ def _seed(key: tuple[int | str, ...]) -> int:
 def keyed_numpy(*key: int | str) -> np.random.Generator:
     """A numpy generator for `key`; the same key gives the same stream on every machine."""
     return np.random.Generator(np.random.Philox(_seed(key)))
+
+
+def draw_index(weights: Sequence[float], draw: np.random.Generator) -> int:
+    """An index by weight: what `draw.choice` with these probabilities takes, with less work."""
+    total = np.cumsum(weights)
+    return int(np.searchsorted(total / total[-1], draw.random(), side="right"))
 
 
 def keyed_torch(*key: int | str) -> torch.Generator:

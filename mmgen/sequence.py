@@ -66,7 +66,7 @@ class Span:
         )
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return self.positions.shape[0]
 
     @property
     def next_position(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mmgen.modalities import Modality, Place, Text
+from mmgen.rng import draw_index
 from mmgen.sequence import Document, Sample, Span
 
 INTERLEAVED = "interleaved"
@@ -44,8 +45,7 @@ def compose(
 ) -> Document:
     """One document of the sample, its task drawn by weight. Raises MissingPart where the sample lacks a part."""
     tasks = list(config.tasks)
-    weights = np.array([config.tasks[task] for task in tasks])
-    names = tasks[draw.choice(len(tasks), p=weights / weights.sum())].split()
+    names = tasks[draw_index([config.tasks[task] for task in tasks], draw)].split()
     parts = [(name, sample) for name in names]
     if names == [INTERLEAVED]:
         parts = _interleaved_parts(sample)

@@ -9,14 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from mmgen.data.compose import ComposeConfig, check_tasks, compose
 from mmgen.data.pack import PackConfig, Packer
 from mmgen.data.streams import Position, SampleStream, SourceConfig, check_weights
 from mmgen.data.units import Units, fill_groups
 from mmgen.modalities import MissingPart, Modality
-from mmgen.rng import keyed_numpy
+from mmgen.rng import draw_index, keyed_numpy
 from mmgen.sequence import UNGROUPED, Document, Grouping, PackedBatch
 
 LOOKAHEAD = 16  # documents that may wait for room before a batch is closed
@@ -65,8 +63,7 @@ class Loader:
         self.seed = seed
         self.grouping = grouping
         self.streams = {name: SampleStream(name, source, seed) for name, source in config.sources.items()}
-        weights = np.array([source.weight for source in config.sources.values()])
-        self._shares = weights / weights.sum()
+        self._weights = [source.weight for source in config.sources.values()]
         self._names = list(config.sources)
         self.positions = {name: Position() for name in config.sources}
         self.num_drawn = 0
@@ -162,9 +159,7 @@ class Loader:
         number = self.num_drawn
         name = self._names[0]
         if len(self._names) > 1:
-            name = self._names[
-                keyed_numpy(self.seed, "source", number).choice(len(self._names), p=self._shares)
-            ]
+            name = self._names[draw_index(self._weights, keyed_numpy(self.seed, "source", number))]
         position = self.streams[name].find(self.positions[name])
         self.positions[name] = Position(position.epoch, position.window, position.index + 1)
         self.num_drawn += 1

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -89,6 +90,7 @@ class Modality(ABC):
         return values
 
 
+@lru_cache(maxsize=4096)
 def text_positions(start: int, length: int) -> Tensor:
     """[length, 3]: text carries the same number on every axis."""
     return torch.arange(start, start + length)[:, None].expand(-1, 3)

@@ -6,7 +6,9 @@ by rank, block and position.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,6 +48,8 @@ class BatchWriter:
         self.context = _empty_stream(rows, context_length, channels)
         self.state = _empty_stream(rows, state_length, channels)
         self.labels = torch.full((rows, context_length), NO_LABEL)
+        self._context, self._state = _Integers.of(self.context), _Integers.of(self.state)
+        self._labels = self.labels.numpy()
         self.first_group = first_group
         self.grouping = grouping
         self.block = first_block
@@ -69,12 +73,13 @@ class BatchWriter:
 
     def _add_ids(self, span: Span, ids: Tensor) -> None:
         here = self._take(0, len(span))
-        index = torch.arange(len(span))
-        self.context.ids[self._row, here] = ids
+        index = np.arange(len(span))
+        numbers = ids.numpy()
+        self._context.ids[self._row, here] = numbers
         if span.predicted:
             assert here.start > self._first, "the first token of a document has nothing to predict it"
-            self.labels[self._row, here.start - 1 : here.stop - 1] = ids
-        self._write(self.context, here, span.modality, span.positions, self.block + index, self._rank + index)
+            self._labels[self._row, here.start - 1 : here.stop - 1] = numbers
+        self._write(self._context, here, span, slice(None), self.block + index, self._rank + index)
         self.block += len(span)
         self._rank += len(span)
 
@@ -86,19 +91,20 @@ class BatchWriter:
             part = slice(start, start + length)
             if number < len(_clean_blocks(span)):
                 assert span.committed is not None, "a clean copy that is read has been committed"
-                self._add_block(self.context, self._take(0, length), span, span.committed[part], part)
+                here = self._take(0, length)
+                self.context.values[span.modality][self._row, here] = span.committed[part]
+                self._add_block(self._context, here, span, part)
             for _ in range(span.copies if span.predicted else 0):
                 here = self._take(1, length)
-                assert self.state.instance is not None
-                self.state.instance[self._row, here] = len(self._instances)
+                self._state.instance[self._row, here] = len(self._instances)
                 self._instances.append((self.names.index(span.modality), length))
-                self._add_block(self.state, here, span, values[part], part)
+                self.state.values[span.modality][self._row, here] = values[part]
+                self._add_block(self._state, here, span, part)
             start += length
             self._rank += 1
 
-    def _add_block(self, stream: Stream, here: slice, span: Span, values: Tensor, part: slice) -> None:
-        stream.values[span.modality][self._row, here] = values
-        self._write(stream, here, span.modality, span.positions[part], self.block, self._rank)
+    def _add_block(self, stream: "_Integers", here: slice, span: Span, part: slice) -> None:
+        self._write(stream, here, span, part, self.block, self._rank)
         self.block += 1
 
     def _take(self, stream: int, length: int) -> slice:
@@ -108,19 +114,20 @@ class BatchWriter:
 
     def _write(
         self,
-        stream: Stream,
+        stream: "_Integers",
         here: slice,
-        modality: str,
-        positions: Tensor,
-        block: Tensor | int,
-        rank: Tensor | int,
+        span: Span,
+        part: slice,
+        block: np.ndarray | int,
+        rank: np.ndarray | int,
     ) -> None:
-        stream.modality[self._row, here] = self.names.index(modality)
-        stream.positions[self._row, here] = positions
-        stream.layout.document[self._row, here] = self._document
-        stream.layout.block[self._row, here] = block
-        stream.layout.rank[self._row, here] = rank
-        stream.layout.public[self._row, here] = stream is self.context
+        place = self._row, here
+        stream.modality[place] = self.names.index(span.modality)
+        stream.positions[place] = span.positions.numpy()[part]
+        stream.document[place] = self._document
+        stream.block[place] = block
+        stream.rank[place] = rank
+        stream.public[place] = stream is self._context
 
     def finish(self, num_documents: int) -> PackedBatch:
         if self._instances:
@@ -135,6 +142,29 @@ class BatchWriter:
             num_tokens=torch.tensor(tokens),
         )
         return PackedBatch(self.context, self.state, self.labels, instances, num_documents)
+
+
+@dataclass(frozen=True)
+class _Integers:
+    """A stream's integers as arrays over the same memory: a short write costs less so."""
+
+    modality: np.ndarray
+    ids: np.ndarray
+    positions: np.ndarray
+    instance: np.ndarray
+    document: np.ndarray
+    block: np.ndarray
+    rank: np.ndarray
+    public: np.ndarray
+
+    @classmethod
+    def of(cls, stream: Stream) -> "_Integers":
+        assert stream.instance is not None
+        tensors = (stream.modality, stream.ids, stream.positions, stream.instance)
+        layout = stream.layout
+        return cls(
+            *(each.numpy() for each in (*tensors, layout.document, layout.block, layout.rank, layout.public))
+        )
 
 
 def _form_groups(shapes: Sequence[tuple[int, int]], grouping: Grouping) -> tuple[list[int], list[int]]:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from mmgen.modalities.base import MissingPart, Modality, Place, text_positions
+from mmgen.rng import draw_index
 from mmgen.sequence import Sample, Span
 
 
@@ -39,8 +40,8 @@ class Text(Modality):
         ]
         if not levels:
             raise MissingPart("missing caption", sample.key)
-        weights = np.array([self.config.captions[level] for level in levels])
-        return sample.captions[levels[draw.choice(len(levels), p=weights / weights.sum())]]
+        weights = [self.config.captions[level] for level in levels]
+        return sample.captions[levels[draw_index(weights, draw)]]
 
     def begin(self) -> Span:
         """The token that begins every document; nothing predicts it."""
@@ -50,6 +51,6 @@ class Text(Modality):
         return Span(
             self.name,
             text_positions(start, len(ids)),
-            torch.tensor(ids, dtype=torch.long),
+            torch.from_numpy(np.array(ids, dtype=np.int64)),
             predicted=predicted,
         )
