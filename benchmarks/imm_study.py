@@ -7,7 +7,7 @@ that of `base` with the same seed, the mean over seeds on a log scale with Stude
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,32 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
             "modalities.image.time.mean": 0.8,
         },
     },
+    "times s": {"u^0.5": {"objective.s_power": 0.5}, "u^2": {"objective.s_power": 2}},
     "precision": {"float32": {"train.precision": "float32"}},
     "gap": {"0.0001": {"objective.gap": 1e-4}, "0.01": {"objective.gap": 1e-2}},
     "a": {"2": {"objective.a": 2}},
     "b": {"0": {"objective.b": 0}, "2": {"objective.b": 2}, "6": {"objective.b": 6}},
+    "anchors": {
+        "0.25": {"objective.anchors": 0.25},
+        "0.5": {"objective.anchors": 0.5},
+        "1 to 0": {"objective.anchors": 1, "objective.anchors_final": 0},
+    },
+    "other captions": {
+        "0": {"objective.across_contexts": 0},
+        "0.5": {"objective.across_contexts": 0.5},
+    },
+    "begin from flow matching": {"a quarter": {}, "a half": {}},
+    "modulation": {"normalised": {"model.modulation_norm": True}},
     "bandwidth": {"0.5": {"objective.bandwidth": 0.5}, "2": {"objective.bandwidth": 2}},
     "EMA": {"0.98": {"train.ema_decay": 0.98}, "0.999": {"train.ema_decay": 0.999}},
     "learning rate": {"1e-3": {"optim.lr": 1e-3}, "4e-3": {"optim.lr": 4e-3}},
     "clipping": {"none": {"optim.grad_clip": 0}, "0.3": {"optim.grad_clip": 0.3}},
 }
-STEPS_FACTOR = {"32": 2.0, "128": 0.5}  # of "pictures a batch"
+# Value -> length of the run, in the base's steps; what is missing of it at "begin from" went to flow matching.
+STEPS_FACTOR = {
+    "pictures a batch": {"32": 2.0, "128": 0.5},
+    "begin from flow matching": {"a quarter": 0.75, "a half": 0.5},
+}
 
 
 @dataclass(frozen=True)
@@ -89,11 +105,19 @@ class Arguments(harness.Arguments):
 def measure(arguments: Arguments) -> list[harness.Row]:
     config = arms.prepare(arguments.data)
     variants = _variants(arguments)
-    runs = {
-        (variant, seed): _run(variant, settings, seed, arguments)
-        for seed in range(arguments.seeds)
-        for variant, settings in variants.items()
-    }
+    ratio = arms.cost_ratio(config)
+    first: dict[tuple[tuple[str, str], int], arms.Run] = {}
+    runs: dict[tuple[tuple[str, str], int], arms.Run] = {}
+    for seed in range(arguments.seeds):
+        for variant, settings in variants.items():
+            run = _run(variant, settings, seed, arguments)
+            if variant[0] == "begin from flow matching":
+                before = round((_steps(arguments) - run.steps) * ratio)
+                folder = arguments.runs / f"{arguments.data}-flow_matching-{seed}-{before}"
+                first[variant, seed] = arms.Run(folder, arguments.data, "flow_matching", seed, before)
+                run = replace(run, settings={"train.begin_from": str(folder)})
+            runs[variant, seed] = run
+    arms.train(list(first.values()), arguments.workers)
     arms.train(list(runs.values()), arguments.workers)
     side = arms.real(config, arguments.data)
     rows: list[harness.Row] = [arms.floor(side, len(side.held_out) * arguments.copies)]
@@ -120,15 +144,18 @@ def _variants(arguments: Arguments) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def _run(variant: tuple[str, str], settings: Mapping[str, Any], seed: int, arguments: Arguments) -> arms.Run:
-    steps = 20 if arguments.quick else arguments.train_steps
-    if variant[0] == "pictures a batch":
-        steps = round(steps * STEPS_FACTOR[variant[1]])
+    factor, value = variant
+    steps = round(_steps(arguments) * STEPS_FACTOR.get(factor, {}).get(value, 1.0))
     name = "-".join(
         "".join(c if c.isalnum() else "_" for c in part) for part in (*variant, str(seed)) if part
     )
     return arms.Run(
         arguments.runs / f"{arguments.data}-{name}-{steps}", arguments.data, "imm", seed, steps, settings
     )
+
+
+def _steps(arguments: Arguments) -> int:
+    return 20 if arguments.quick else arguments.train_steps
 
 
 def _ratios(

@@ -145,13 +145,15 @@ class Instances:
     """One row per noisy copy of a block. Those with one `group` share (t, s, r); `particle` counts within the group.
 
     `group` is global (it counts over the whole training), so that draws keyed by it do not depend on the rank that
-    holds it. A batch holds groups whole, and those of a group have one modality and one number of tokens.
+    holds it. A batch holds groups whole, and those of a group have one modality and one number of tokens. Instances
+    that read equal texts, and no picture but their own document's, have one `context` (a number within the batch).
     """
 
     modality: Int[Tensor, "I"]
     group: Int[Tensor, "I"]
     particle: Int[Tensor, "I"]
     num_tokens: Int[Tensor, "I"]
+    context: Int[Tensor, "I"]
 
     @property
     def num_groups(self) -> int:

@@ -5,7 +5,7 @@ by rank, block and position.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,12 +54,16 @@ class BatchWriter:
         self.grouping = grouping
         self.block = first_block
         self._instances: list[tuple[int, int]] = []
+        self._contexts: list[int] = []  # of each instance
+        self._read: tuple[Hashable, ...] = ()  # what the document has in its context so far
+        self._numbers: dict[Hashable, int] = {}  # of what has been read
         self._used = [[0, 0] for _ in range(rows)]
         self._row = self._document = self._rank = self._first = 0
 
     def begin(self, row: int, document: int, rank: int = 0) -> None:
         """What is added next continues `document` in `row`, from `rank` on."""
         self._row, self._document, self._rank = row, document, rank
+        self._read = ()
         self._first = self._used[row][0]
 
     def add(self, span: Span) -> int:
@@ -80,6 +84,7 @@ class BatchWriter:
             assert here.start > self._first, "the first token of a document has nothing to predict it"
             self._labels[self._row, here.start - 1 : here.stop - 1] = numbers
         self._write(self._context, here, span, slice(None), self.block + index, self._rank + index)
+        self._read = (*self._read, numbers.tobytes())
         self.block += len(span)
         self._rank += len(span)
 
@@ -89,15 +94,18 @@ class BatchWriter:
         start = 0
         for number, length in enumerate(span.blocks):
             part = slice(start, start + length)
+            context = self._numbers.setdefault(self._read, len(self._numbers))
             if number < len(_clean_blocks(span)):
                 assert span.committed is not None, "a clean copy that is read has been committed"
                 here = self._take(0, length)
                 self.context.values[span.modality][self._row, here] = span.committed[part]
                 self._add_block(self._context, here, span, part)
+                self._read = (*self._read, self.block)  # nobody else's
             for _ in range(span.copies if span.predicted else 0):
                 here = self._take(1, length)
                 self._state.instance[self._row, here] = len(self._instances)
                 self._instances.append((self.names.index(span.modality), length))
+                self._contexts.append(context)
                 self.state.values[span.modality][self._row, here] = values[part]
                 self._add_block(self._state, here, span, part)
             start += length
@@ -132,14 +140,16 @@ class BatchWriter:
     def finish(self, num_documents: int) -> PackedBatch:
         if self._instances:
             modality, tokens = zip(*self._instances, strict=True)
+            contexts = self._contexts
             group, particle = _form_groups(self._instances, self.grouping)
         else:  # one that nobody belongs to, so that an empty state stream still has a time to look up
-            modality, tokens, group, particle = [PAD], [0], [0], [0]
+            modality, tokens, group, particle, contexts = [PAD], [0], [0], [0], [0]
         instances = Instances(
             modality=torch.tensor(modality),
             group=torch.tensor(group) + self.first_group,
             particle=torch.tensor(particle),
             num_tokens=torch.tensor(tokens),
+            context=torch.tensor(contexts),
         )
         return PackedBatch(self.context, self.state, self.labels, instances, num_documents)
 

@@ -62,7 +62,9 @@ class Model(nn.Module):
         self.state_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.time_embedding = TimeEmbedding(config.width)
         self.modulation = (
-            Modulation(config.width, config.num_layers) if config.time == "adaln_single" else None
+            Modulation(config.width, config.num_layers, config.modulation_norm)
+            if config.time == "adaln_single"
+            else None
         )
 
     def expand(

@@ -47,8 +47,9 @@ class Modulation(nn.Module):
     step, that language model on state tokens too.
     """
 
-    def __init__(self, width: int, num_blocks: int) -> None:
+    def __init__(self, width: int, num_blocks: int, norm: bool = False) -> None:
         super().__init__()
+        self.norm = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False) if norm else nn.Identity()
         self.project = nn.Linear(width, 6 * width)
         self.tables = nn.Parameter(torch.zeros(num_blocks, 6, width))
         self.final = nn.Linear(width, 2 * width)
@@ -64,9 +65,9 @@ class Modulation(nn.Module):
         with torch.autocast(embedding.device.type, enabled=False):
             active = nn.functional.silu(embedding)
             shared = self.project(active).unflatten(-1, (6, -1))
-            blocks = shared + self.tables[:, None]
+            blocks = self.norm(shared + self.tables[:, None])
             blocks = blocks + blocks.new_tensor([0.0, 1.0, 1.0, 0.0, 1.0, 1.0])[:, None]
-            final = self.final(active).unflatten(-1, (2, -1))
+            final = self.norm(self.final(active).unflatten(-1, (2, -1)))
             return blocks, final + final.new_tensor([0.0, 1.0])[:, None]
 
 

@@ -38,6 +38,8 @@ class TrunkConfig:
     tied: bool = True
     """whether the text head is the text embedding"""
     time: TimeConditioning = "adaln_single"
+    modulation_norm: bool = False
+    """divide shifts, scales and gates by their root mean square (Terminal Velocity Matching, arXiv 2511.19797)"""
     state_ffn: bool = False
     """feed-forward weights of their own for the state stream"""
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmgen.objectives.path import Path
@@ -68,9 +68,13 @@ class Objective(ABC):
         t: Float[Tensor, "G"],
         s: Float[Tensor, "G"],
         r: Float[Tensor, "G"],
+        velocity: Float[Tensor, "G M D"] | None = None,
+        same_context: Bool[Tensor, "G M M"] | None = None,
     ) -> Float[Tensor, "G"]:
         """The loss per token of each group, in float32 at least; every token of its M blocks bears it.
 
         `student` is G(x_t, t, s), `target` is G(x_r, r, s); D are all numbers of one block, its tokens' flattened.
+        `velocity` is what G stands for in each pair of data and noise (`Path.target`), `same_context` which particles
+        read the same.
         """
         raise NotImplementedError(f"the loss of {type(self).__name__} is `token_loss`")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmgen.modalities import Modality
@@ -18,12 +18,14 @@ from mmgen.sequence import PAD, Instances, PackedBatch
 class ShapeGroups:
     """The groups of one shape, G of M particles with N tokens each.
 
-    `slots` are the tokens' places in the flattened state stream; `instance` is one of each group, to look its times up.
+    `slots` are the tokens' places in the flattened state stream; `instance` is one of each group, to look its times up;
+    `same_context` says which particles read the same.
     """
 
     modality: str
     slots: Int[Tensor, "G M N"]
     instance: Int[Tensor, "G"]
+    same_context: Bool[Tensor, "G M M"]
 
 
 @dataclass(frozen=True)
@@ -132,5 +134,7 @@ def _shape_groups(
         group = batch.instances.group[grouped]
         assert group.eq(group[:, :1]).all(), "groups are whole and of one shape"
         tokens = torch.stack([slots[index] for index in members])
-        found.append(ShapeGroups(names[kind], tokens.unflatten(0, grouped.shape), grouped[:, 0]))
+        context = batch.instances.context[grouped]
+        same = context[:, :, None] == context[:, None]
+        found.append(ShapeGroups(names[kind], tokens.unflatten(0, grouped.shape), grouped[:, 0], same))
     return tuple(found)

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmgen.objectives.base import Objective, Times
@@ -38,6 +38,8 @@ class IMMConfig:
     """the target pass starts (eta_max - eta_min) / 2^k nearer to the data, in eta = sigma / alpha"""
     k_final: float | None = None
     """k at the end of training, reached linearly; None keeps k"""
+    s_power: float = 1.0
+    """s = t u^s_power with u uniform: below 1 more short jumps, above 1 more long ones"""
     gap: float = 0.0
     """t - r is at least this (where s leaves room), so that low precision tells them apart; 0.0001 in the paper"""
     eta_min: float = 0.0
@@ -51,6 +53,12 @@ class IMMConfig:
     """the kernel's width, in units of |c_out(t, s)| D"""
     floor: float = 1e-8
     """two samples nearer than this count as this far apart and feel no gradient"""
+    across_contexts: float = 1.0
+    """what the kernel counts of two samples that read different contexts (captions): 1 compares pictures alone"""
+    anchors: float = 0.0
+    """share of groups with s = t, which learn the velocity there by flow matching's loss: truth at every time"""
+    anchors_final: float | None = None
+    """this share at the end of training, reached linearly; None keeps it"""
 
     def __post_init__(self) -> None:
         t_min, t_max = self.path.time_range
@@ -73,9 +81,14 @@ class IMMConfig:
             raise ValueError(f"a {self.a} must be at least 0")
         if not abs(self.b) <= 40:
             raise ValueError(f"b {self.b} must be in [-40, 40]")
-        for name, value in (("bandwidth", self.bandwidth), ("floor", self.floor)):
+        for name in ("bandwidth", "floor", "s_power"):
+            value = getattr(self, name)
             if not value > 0:
                 raise ValueError(f"{name} {value} must be positive")
+        shares = {name: getattr(self, name) for name in ("across_contexts", "anchors", "anchors_final")}
+        for name, value in shares.items():
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} {value} must be in [0, 1]")
 
 
 def laplace_m1(
@@ -95,15 +108,25 @@ def laplace_m1(
 
 
 def mmd2(
-    y: Float[Tensor, "G M D"], z: Float[Tensor, "G M D"], bandwidth: Float[Tensor, "G"], floor: float = 1e-8
+    y: Float[Tensor, "G M D"],
+    z: Float[Tensor, "G M D"],
+    bandwidth: Float[Tensor, "G"],
+    floor: float = 1e-8,
+    share: Float[Tensor, "G M M"] | float = 1.0,
 ) -> Float[Tensor, "G"]:
     """MMD^2 of each group, as a V-statistic: k(y, y) + k(z, z) - 2 k(y, z), averaged over all M^2 pairs (IMM, eq. 67).
 
     The diagonals of k(y, y) and k(z, z) count. Without them (a U-statistic) the value goes far below zero, since y_j
     and z_j share their data and noise, and outputs that match their targets are still driven apart.
+
+    `share` multiplies the kernel of each pair of particles, as a kernel on what they are conditioned on does.
     """
     own, other, both = (laplace_m1(p, q, bandwidth, floor) for p, q in ((y, y), (z, z), (y, z)))
-    return (own + other - 2 * both).mean((-2, -1))
+    return (share * (own + other - 2 * both)).mean((-2, -1))
+
+
+def _linear(begin: float, end: float | None, fraction: float) -> float:
+    return begin if end is None else begin + (end - begin) * fraction
 
 
 class IMM(Objective):
@@ -122,10 +145,13 @@ class IMM(Objective):
         draw: np.random.Generator,
         fraction: float = 0.0,
     ) -> Times:
-        """t is the modality's draw stretched over the path's time range, s uniform from t_min to t."""
+        """t is the modality's draw stretched over the path's time range, s between t_min and t."""
         t_min, t_max = self.path.time_range
         t = t_min + (t_max - t_min) * draw_time(draw)
-        s = t_min + (t - t_min) * draw.random()
+        s = t_min + (t - t_min) * draw.random() ** self.config.s_power
+        anchors = _linear(self.config.anchors, self.config.anchors_final, fraction)
+        if anchors > 0 and draw.random() < anchors:
+            return Times(t, t, t)
         return Times(t, s, float(self.target_time(t, s, fraction)))
 
     def told_target(self, t: Tensor, s: Tensor) -> Tensor:
@@ -135,8 +161,7 @@ class IMM(Objective):
         """How much nearer to the data the target pass starts, in eta, when `fraction` of the training is done."""
         assert 0 <= fraction <= 1, f"fraction {fraction}"
         c = self.config
-        k = c.k if c.k_final is None else c.k + (c.k_final - c.k) * fraction
-        return (c.eta_max - c.eta_min) / 2**k
+        return (c.eta_max - c.eta_min) / 2 ** _linear(c.k, c.k_final, fraction)
 
     def target_time(self, t: Time, s: Time, fraction: float = 0.0) -> Float[Tensor, "..."]:
         """r(s, t): a constant decrement in eta, and at least `gap`, but never past s. In float64.
@@ -181,14 +206,27 @@ class IMM(Objective):
         t: Float[Tensor, "G"],
         s: Float[Tensor, "G"],
         r: Float[Tensor, "G"],
+        velocity: Float[Tensor, "G M D"] | None = None,
+        same_context: Bool[Tensor, "G M M"] | None = None,
     ) -> Float[Tensor, "G"]:
-        """scale(D) w(t) MMD^2; no gradient reaches `target` or x_r. Times in float64, or r is lost between t and s."""
+        """scale(D) w(t) MMD^2; no gradient reaches `target` or x_r. Times in float64, or r is lost between t and s.
+
+        Groups with s = t are anchors where `velocity` is given: their loss is flow matching's.
+        """
         assert student.shape[1] == self.particles, f"{student.shape[1]} particles, not {self.particles}"
         t, s, r = (time.double()[:, None, None] for time in (t, s, r))
         y = self.path.jump(student, x_t, t, s)
         z = self.path.jump(target, x_r, r, s).detach()
-        distance = mmd2(y, z, self.bandwidth(t, s).flatten(), self.config.floor)
-        return self.scale(y.shape[-1]) * self.weight(t).flatten().to(distance.dtype) * distance
+        share: Tensor | float = 1.0
+        if same_context is not None and self.config.across_contexts < 1:
+            share = torch.where(same_context, 1.0, self.config.across_contexts)
+        c = self.config
+        distance = mmd2(y, z, self.bandwidth(t, s).flatten(), c.floor, share)
+        loss = self.scale(y.shape[-1]) * self.weight(t).flatten().to(distance.dtype) * distance
+        if velocity is None:
+            return loss
+        anchor = (student.to(distance.dtype) - velocity.to(distance.dtype)).square().mean((-2, -1))
+        return torch.where((t == s).flatten(), anchor, loss)
 
     def _root_mean_square_weight(self) -> float:
         t_min, t_max = self.path.time_range

@@ -83,6 +83,8 @@ class TrainConfig:
     attention: AttentionBackend = "runs"
     prefetch: bool = True
     """make batches ready in a process beside the step"""
+    begin_from: str | None = None
+    """a run, or one of its checkpoints, of the same model: training begins with its averaged weights"""
     ema_decay: float = 0.999
     skip_budget: int = 10
     """optimizer steps that may be left out because a loss or gradient was not finite"""
@@ -143,17 +145,23 @@ def load(run: str | Path, which: str = "ema") -> Sampler:
 
     `run` is a run's folder or one of its checkpoints. Raises ValueError where there is no such run or checkpoint.
     """
+    checkpoint = find_checkpoint(run)
+    config = load_run_config(checkpoint.parent.parent)
+    parts = build(config)
+    parts.model.load_state_dict(load_model_weights(checkpoint, which))
+    parts.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return Sampler(parts.model, parts.modalities, parts.objective, config.size, config.plan)
+
+
+def find_checkpoint(run: str | Path) -> Path:
+    """A run's latest checkpoint; `run` may be one itself. Raises ValueError where there is none."""
     folder = Path(run)
     checkpoint = folder if (folder / "state.json").is_file() else latest_checkpoint(folder / CHECKPOINTS)
     if checkpoint is None:
         raise ValueError(
             f"{folder} holds no checkpoint: expected the folder of a run that `mmgen train` wrote"
         )
-    config = load_run_config(checkpoint.parent.parent)
-    parts = build(config)
-    parts.model.load_state_dict(load_model_weights(checkpoint, which))
-    parts.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return Sampler(parts.model, parts.modalities, parts.objective, config.size, config.plan)
+    return checkpoint
 
 
 def load_run_config(folder: Path) -> RunConfig:

@@ -17,7 +17,7 @@ from mmgen.model.model import Target
 from mmgen.objectives import Objective, text_loss
 from mmgen.objectives.draw import NoisyState
 from mmgen.sampling.sampler import Sampler
-from mmgen.sequence import NO_LABEL, move
+from mmgen.sequence import NO_LABEL, Stream, move
 from mmgen.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -31,7 +31,15 @@ from mmgen.training.guards import FiniteGuard, Interrupt
 from mmgen.training.host import keep_freed_memory
 from mmgen.training.metrics import Meters, Reporter
 from mmgen.training.optim import build_optimizer, learning_rate, set_learning_rate
-from mmgen.training.run import CHECKPOINTS, CONFIG_NAME, Parts, RunConfig, build, load_run_config
+from mmgen.training.run import (
+    CHECKPOINTS,
+    CONFIG_NAME,
+    Parts,
+    RunConfig,
+    build,
+    find_checkpoint,
+    load_run_config,
+)
 
 # what a resumed run may change without becoming another run
 FREE_ON_RESUME = {
@@ -77,25 +85,33 @@ def compute_losses(parts: Parts, feed: Feed, precision: str, device: torch.devic
             per_token = objective.token_loss(output, batch.state.values[name], state.noise[name])
             total = torch.where(here, per_token, 0.0).sum()
         else:
-            total = _group_losses(objective, state, name, output, targets[name])
+            total = _group_losses(objective, batch.state, state, name, output, targets[name])
         losses[name] = Loss(total, here.sum())
     return losses
 
 
 def _group_losses(
-    objective: Objective, state: NoisyState, name: str, output: Tensor, target: Tensor
+    objective: Objective, stream: Stream, state: NoisyState, name: str, output: Tensor, target: Tensor
 ) -> Tensor:
     """The sum over a modality's noisy tokens of what each bears of its group's loss; shapes in turn, groups at once."""
     total = output.flatten()[:0].sum()  # of the graph also where there is no group, so that gradients exist
     for shape in state.groups:
         if shape.modality != name:
             continue
-        student, other, x_t, x_r = (
+        student, other, x_t, x_r, x, noise = (
             tokens.flatten(0, 1)[shape.slots].flatten(2)
-            for tokens in (output, target, state.x[name], state.x_r[name])
+            for tokens in (
+                output,
+                target,
+                state.x[name],
+                state.x_r[name],
+                stream.values[name],
+                state.noise[name],
+            )
         )
         t, s, r = (time[shape.instance] for time in (state.t, state.s, state.r))
-        loss = objective.group_loss(student, other, x_t, x_r, t, s, r)
+        velocity = objective.path.target(x, noise, t[:, None, None])
+        loss = objective.group_loss(student, other, x_t, x_r, t, s, r, velocity, shape.same_context)
         total = total + loss.sum() * shape.slots[0].numel()
     return total
 
@@ -118,6 +134,8 @@ def train(config: RunConfig, resume: bool = False) -> Path:
     keep_freed_memory()
     torch.manual_seed(config.seed)
     parts = build(config)
+    if config.train.begin_from is not None and latest is None:
+        load_checkpoint(find_checkpoint(config.train.begin_from), {"ema": parts.model.state_dict()})
     model = parts.model.to(device, torch.float64 if config.train.precision == "float64" else torch.float32)
     ema = Ema(model, config.train.ema_decay)
     optimizer = build_optimizer(model, config.optim)

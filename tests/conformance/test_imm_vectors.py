@@ -131,7 +131,7 @@ def wrong_versions() -> Iterator:
     yield pytest.param(
         imm_module,
         "mmd2",
-        lambda y, z, h, floor=1e-8: mmd2(y, z, h / y.shape[-1] ** 0.5, floor),
+        lambda y, z, h, *rest, **more: mmd2(y, z, h / y.shape[-1] ** 0.5, *rest, **more),
         kernels,
         ["mmd/fm/euler_fm/a2b4/mmd_v", "mmd/fm/euler_fm/a2b4/loss", "mmd/fm/euler_fm/a2b4/dloss_dy_st"],
         id="the distance over sqrt(D)",
@@ -139,7 +139,7 @@ def wrong_versions() -> Iterator:
     yield pytest.param(
         imm_module,
         "mmd2",
-        lambda y, z, h, floor=1e-8: u_statistic(y, z, h),
+        lambda y, z, h, *rest, **more: u_statistic(y, z, h),
         kernels,
         ["mmd/fm/euler_fm/a2b4/mmd_v", "mmd/fm/euler_fm/a2b4/loss", "mmd/fm/euler_fm/a2b4/dloss_dy_st"],
         id="a U-statistic",

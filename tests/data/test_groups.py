@@ -97,6 +97,31 @@ def test_every_batch_holds_whole_groups_of_one_shape(two_sizes: Path, image: dic
     assert len(seen) == 2, "both shapes are trained on"
 
 
+def test_instances_have_one_context_where_they_read_the_same():
+    """Copies of one picture and pictures of one caption do; a picture that is read makes a context nobody shares."""
+    parts = modalities(copies=2)
+    caption = {"text": "red square"}
+    items = [Sample(f"c{i}", "", caption if i < 2 else {"text": "blue"}, picture(i)) for i in range(3)]
+    config = ComposeConfig({"text image": 1.0})
+    made = [compose(item, config, parts, keyed_numpy(i)) for i, item in enumerate(items)]
+    twice = [replace(items[0], key=f"t{i}", parts=(picture(9), "again", picture(9))) for i in range(2)]
+    made += [compose(each, ComposeConfig({"interleaved": 1.0}), parts, keyed_numpy(9)) for each in twice]
+    writer = BatchWriter(1, 512, 512, parts)
+    for number, document in enumerate(made):
+        writer.begin(0, number)
+        for span in document.spans:
+            writer.add(span)
+    batch = writer.finish(len(made))
+    found: dict[int, list[int]] = {}
+    for document, context in zip(source_of(batch), batch.instances.context.tolist(), strict=True):
+        found.setdefault(document, []).append(context)
+    red, too, blue, *both = found.values()
+    assert red == too == [red[0]] * 2 and blue == [blue[0]] * 2 and blue[0] != red[0]
+    (first, second), (other, last) = ((set(each[:2]), set(each[2:])) for each in both)
+    assert first == other and len(first) == 1, "both begin with the same picture, having read nothing"
+    assert len(second) == len(last) == 1 and second != last, "later they have read a picture of their own"
+
+
 def test_without_groups_batches_would_not_hold_them(two_sizes: Path):
     """The control: what first-fit packs by itself is no multiple of four."""
     counts = [Counter(shapes(batch)) for batch, _ in islice(loader(two_sizes, UNGROUPED), 6)]

@@ -11,6 +11,7 @@ from mmgen.data.pack import PackConfig, Packer
 from mmgen.model.attention import plan_attention
 from mmgen.model.attention.rule import allow
 from mmgen.model.model import Model, plan_batch
+from mmgen.model.time import Modulation
 from mmgen.objectives import FlowMatching, FlowMatchingConfig
 from mmgen.objectives.draw import NoisyState, draw_state
 from mmgen.sequence import PAD, Document, Layout, PackedBatch, Stream
@@ -174,3 +175,19 @@ def test_times_reach_the_output_and_only_through_their_own_instance():
         _, after = run(net, batch, changed)
         moved = (after - before).abs().amax(-1) > 0
         assert torch.equal(moved & real, (batch.state.instance == 0) & real)
+
+
+def test_normalised_modulation_is_one_size_whatever_the_weights():
+    """Shifts have a root mean square of 1, scales and gates differ from 1 by as much (TVM); zeros stay zeros."""
+    torch.manual_seed(0)
+    embedding = torch.randn(3, 32)
+    base = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 1.0])[:, None]
+    for norm in (True, False):
+        module = Modulation(32, 2, norm)
+        blocks, final = module(embedding)
+        assert torch.equal(blocks, base.expand(2, 3, 6, 32)) and torch.equal(final[:, 0], torch.zeros(3, 32))
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        blocks, final = module(embedding)
+        sizes = [(blocks - base).square().mean(-1), final[:, :1].square().mean(-1)]
+        assert all(bool((size - 1).abs().max() < 1e-3) == norm for size in sizes)

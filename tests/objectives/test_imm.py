@@ -411,6 +411,72 @@ def test_the_configuration_is_read_whole():
         from_mapping({"path": {"schedule": "vp_cosine"}}, IMMConfig)
 
 
+# contexts and anchors
+
+
+def test_a_kernel_on_contexts_too_leaves_each_context_its_own_distance():
+    """Where nothing is compared across contexts, the groups of two contexts are two groups."""
+    y, z, bandwidth = particles(3, 4, 6), particles(3, 4, 6), column(0.1, 0.3, 0.5)
+    same = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)).bool().expand(3, -1, -1)
+    apart = mmd2(y, z, bandwidth, share=torch.where(same, 1.0, 0.0))
+    halves = [mmd2(y[:, half], z[:, half], bandwidth) / 4 for half in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close(apart, halves[0] + halves[1], rtol=1e-12, atol=0)
+    between = mmd2(y, z, bandwidth, share=torch.where(same, 1.0, 0.25))
+    torch.testing.assert_close(between, 0.75 * apart + 0.25 * mmd2(y, z, bandwidth), rtol=1e-12, atol=0)
+    assert (between >= -1e-15).all(), "a product of kernels is a kernel"
+
+
+def test_particles_are_compared_across_contexts_as_far_as_is_asked():
+    imm, joint = IMM(IMMConfig()), IMM(IMMConfig(across_contexts=0.0))
+    x, noise, t, s, r = draw_groups(imm, 3, 8)
+    x_t, x_r = (imm.path.add_noise(x, noise, time[:, None, None]) for time in (t, r))
+    student, target = torch.randn_like(x), torch.randn_like(x)
+    arguments = (student, target, x_t, x_r, t, s, r)
+    same, other = torch.ones(3, 4, 4, dtype=torch.bool), torch.eye(4, dtype=torch.bool).expand(3, -1, -1)
+    plain = imm.group_loss(*arguments)
+    assert torch.equal(imm.group_loss(*arguments, same_context=other), plain)
+    assert torch.equal(joint.group_loss(*arguments, same_context=same), plain)
+    alone = joint.group_loss(*arguments, same_context=other)
+    # only the coupled pairs are left: k(y, y) = k(z, z) = 1
+    y, z = (
+        imm.path.jump(student, x_t, *(c[:, None, None] for c in (t, s))),
+        imm.path.jump(target, x_r, *(c[:, None, None] for c in (r, s))),
+    )
+    coupled = -2 * laplace_m1(y, z, imm.bandwidth(t, s)).diagonal(dim1=-2, dim2=-1).sum(-1) / 16
+    torch.testing.assert_close(
+        alone.double(), imm.scale(8) * imm.weight(t) * coupled.double(), rtol=1e-4, atol=1e-9
+    )
+
+
+def test_anchors_are_drawn_by_their_share_and_learn_the_velocity():
+    imm = IMM(IMMConfig(anchors=0.75, anchors_final=0.25))
+    for fraction, share in ((0.0, 0.75), (0.5, 0.5), (1.0, 0.25)):
+        draw = keyed_numpy("anchors", int(4 * fraction))
+        drawn = [imm.draw_times(lambda draw: draw.random(), draw, fraction) for _ in range(2000)]
+        at_t = sum(times.s == times.r == times.t for times in drawn)
+        assert at_t / 2000 == pytest.approx(share, abs=0.04)
+    x, noise = particles(2, 4, 8), particles(2, 4, 8)
+    t, s = column(0.6, 0.6), column(0.6, 0.2)
+    r = imm.target_time(t, s)
+    x_t, x_r = (imm.path.add_noise(x, noise, time[:, None, None]) for time in (t, r))
+    velocity = imm.path.target(x, noise, t[:, None, None])
+    student, target = torch.randn_like(x), torch.randn_like(x)
+    loss = imm.group_loss(student, target, x_t, x_r, t, s, r, velocity)
+    plain = imm.group_loss(student, target, x_t, x_r, t, s, r)
+    torch.testing.assert_close(loss[0], (student[0] - velocity[0]).square().mean(), rtol=1e-12, atol=0)
+    assert torch.equal(loss[1], plain[1]) and plain[0].abs() < 1e-4
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
+def test_s_is_nearer_to_the_data_with_a_higher_power(power: float):
+    draw = keyed_numpy("power")
+    imm = IMM(IMMConfig(s_power=power))
+    drawn = [imm.draw_times(lambda draw: draw.random(), draw) for _ in range(4000)]
+    share = np.array([times.s / times.t for times in drawn])
+    assert share.mean() == pytest.approx(1 / (1 + power), abs=0.02)
+    assert all(times.s <= times.r <= times.t for times in drawn)
+
+
 def test_each_kind_of_objective_has_its_own_loss():
     imm, flow = IMM(IMMConfig()), FlowMatching(FlowMatchingConfig())
     assert imm.needs_target and imm.particles == 4 and not flow.needs_target and flow.particles == 1

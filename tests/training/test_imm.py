@@ -22,7 +22,7 @@ from mmgen.objectives.path import Path as NoisePath
 from mmgen.rng import keyed_numpy
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
-from mmgen.sequence import PAD, Sample
+from mmgen.sequence import PAD, PackedBatch, Sample
 from mmgen.tokenization.text import train_text
 from mmgen.training.checkpoint import latest_checkpoint
 from mmgen.training.feed import Feed, feeds
@@ -145,9 +145,20 @@ def feed_of(objective: Objective, **image: object) -> tuple[Parts, Feed]:
     return Parts(tokenizer(), parts, net, objective), Feed(batch, state, plan_batch(batch, "runs"), "")
 
 
-def test_the_loss_is_the_sum_over_groups_of_what_their_tokens_bear():
+def read_by(batch: PackedBatch, instance: int) -> list[int]:
+    """What the instance reads, as ids."""
+    assert batch.state.instance is not None
+    here = (batch.state.instance == instance) & (batch.state.layout.document != PAD)
+    document, rank = batch.state.layout.document[here][0], batch.state.layout.rank[here][0]
+    context = batch.context
+    reads = (context.layout.document == document) & (context.layout.rank < rank)
+    return context.ids[reads].tolist()
+
+
+@pytest.mark.parametrize("config", [IMMConfig(k=5.0), IMMConfig(k=5.0, anchors=0.5, across_contexts=0.25)])
+def test_the_loss_is_the_sum_over_groups_of_what_their_tokens_bear(config: IMMConfig):
     """One group at a time, with a naive second forward, gives what the trainer gathers at once."""
-    objective = IMM(IMMConfig(k=5.0))
+    objective = IMM(config)
     parts, feed = feed_of(objective)
     found = compute_losses(parts, feed, "float64", CPU)["image"]
     batch, state = feed.batch, feed.state
@@ -156,18 +167,31 @@ def test_the_loss_is_the_sum_over_groups_of_what_their_tokens_bear():
     targets = parts.model(batch, state.x_r, state.r, told, feed.attention)[1]["image"]
     real = batch.state.layout.document != PAD
     total = torch.zeros((), dtype=torch.float64)
+    anchors = 0
     for group in batch.instances.group.unique().tolist():
         members = (batch.instances.group == group).nonzero()[:, 0].tolist()
         members.sort(key=lambda i: int(batch.instances.particle[i]))
         here = [real & (batch.state.instance == i) for i in members]
-        student, target, x_t, x_r = (
+        student, target, x_t, x_r, x, noise = (
             torch.stack([tokens[h].flatten() for h in here])[None]
-            for tokens in (outputs, targets, state.x["image"], state.x_r["image"])
+            for tokens in (
+                outputs,
+                targets,
+                state.x["image"],
+                state.x_r["image"],
+                batch.state.values["image"],
+                state.noise["image"],
+            )
         )
-        first = members[:1]
-        loss = objective.group_loss(student, target, x_t, x_r, state.t[first], state.s[first], state.r[first])
+        t, s, r = (time[members[:1]] for time in (state.t, state.s, state.r))
+        captions = [read_by(batch, member) for member in members]
+        same = torch.tensor([[one == other for one in captions] for other in captions])[None]
+        velocity = objective.path.target(x, noise, t)
+        loss = objective.group_loss(student, target, x_t, x_r, t, s, r, velocity, same)
+        anchors += bool(t == s)
         total = total + loss[0] * sum(int(h.sum()) for h in here)
     assert len(feed.state.groups) == 2, "two shapes"
+    assert (0 < anchors < 4) == (config.anchors > 0)
     torch.testing.assert_close(found.total, total, rtol=1e-12, atol=0)
     assert found.count == real.sum() == 12 * 16 + 4 * 4
     (by_hand,), (gathered,) = (

@@ -98,6 +98,28 @@ def test_an_existing_run_is_not_overwritten(config: RunConfig, tmp_path: Path):
         train(short)
 
 
+def test_training_begins_from_another_runs_averaged_weights(config: RunConfig, tmp_path: Path):
+    once = replace(config, run=str(tmp_path / "a"), train=replace(config.train, steps=4))
+    train(once)
+    begun = replace(config.train, steps=1, begin_from=str(tmp_path / "a"))
+    still = replace(
+        config, run=str(tmp_path / "b"), train=begun, optim=replace(config.optim, lr=1e-12), seed=7
+    )
+    train(still)
+    expected, found = weights(tmp_path / "a"), weights(tmp_path / "b")
+    for name, tensor in expected.items():
+        if name.startswith("ema."):
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-9)
+    wider = replace(
+        still, run=str(tmp_path / "c"), model=replace(config.model, ffn_width=2 * config.model.ffn_width)
+    )
+    with pytest.raises(ValueError, match="does not fit this model"):
+        train(wider)
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        train(replace(wider, train=replace(begun, begin_from=str(tmp_path / "nowhere"))))
+    assert not (tmp_path / "c").exists(), "nothing was begun"
+
+
 def test_resuming_another_run_is_refused_by_name_of_the_setting(config: RunConfig, tmp_path: Path):
     short = replace(config, run=str(tmp_path / "run"), train=replace(config.train, steps=1))
     with pytest.raises(ValueError, match="no checkpoint"):
