@@ -28,14 +28,18 @@ from mmgen.training.run import load
 SHIFTS = (0.5, 1.0, 2.0)  # flow matching's grids
 DRAWS = 400
 
-# What is set apart from the data set's configuration, found by `--tune`, and the grids of that.
-SETTINGS: dict[str, dict[str, Any]] = {"imm": {}, "flow_matching": {}}
+# What flow matching has apart from the data set's configuration, which is IMM's, and the grids of `--tune`.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "imm": {},
+    "flow_matching": {"modalities.image.time.mean": 0.0, "modalities.image.time.std": 1.0},
+}
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "imm": {"optim.lr": (1e-3, 2e-3, 4e-3), "objective.k_final": (11, 13)},
-    "flow_matching": {
-        "optim.lr": (1e-3, 2e-3, 4e-3),
+    objective: {
+        "optim.matrices": ("adamw", "muon"),
+        "optim.lr": (2e-3, 4e-3),
         "modalities.image.time.kind": ("uniform", "logit_normal"),
-    },
+    }
+    for objective in ("imm", "flow_matching")
 }
 
 
@@ -113,7 +117,7 @@ def _tuning_runs(arguments: Arguments, lengths: Mapping[str, int]) -> list[arms.
             objective,
             100,
             lengths[objective],
-            dict(zip(GRIDS[objective], values, strict=True)),
+            {**SETTINGS[objective], **dict(zip(GRIDS[objective], values, strict=True))},
         )
         for objective in ("imm", "flow_matching")
         for number, values in enumerate(product(*GRIDS[objective].values()))
