@@ -17,6 +17,7 @@ from mmgen.sampling.plan import Plan
 from mmgen.training.run import load
 
 BASE = "base"
+BEGIN = "begin from flow matching"
 
 # Factor -> value -> settings. A batch of twice as many pictures takes half as many steps.
 FACTORS: dict[str, dict[str, dict[str, Any]]] = {
@@ -41,15 +42,9 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
         "128": {"data.pack.context_length": 1024, "data.pack.state_length": 2048},
     },
     "times t": {
-        "logit-normal (0, 1)": {"modalities.image.time.kind": "logit_normal"},
-        "logit-normal (-0.8, 1)": {
-            "modalities.image.time.kind": "logit_normal",
-            "modalities.image.time.mean": -0.8,
-        },
-        "logit-normal (0.8, 1)": {
-            "modalities.image.time.kind": "logit_normal",
-            "modalities.image.time.mean": 0.8,
-        },
+        "uniform": {"modalities.image.time.kind": "uniform"},
+        "logit-normal (0, 1)": {"modalities.image.time.mean": 0, "modalities.image.time.std": 1},
+        "logit-normal (0.8, 1)": {"modalities.image.time.mean": 0.8, "modalities.image.time.std": 1},
     },
     "times s": {"u^0.5": {"objective.s_power": 0.5}, "u^2": {"objective.s_power": 2}},
     "precision": {"float32": {"train.precision": "float32"}},
@@ -62,20 +57,24 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
         "1 to 0": {"objective.anchors": 1, "objective.anchors_final": 0},
     },
     "other captions": {
-        "0": {"objective.across_contexts": 0},
         "0.5": {"objective.across_contexts": 0.5},
+        "1": {"objective.across_contexts": 1},
     },
-    "begin from flow matching": {"a quarter": {}, "a half": {}},
+    BEGIN: {"a quarter": {}, "a half": {}},
     "modulation": {"normalised": {"model.modulation_norm": True}},
     "bandwidth": {"0.5": {"objective.bandwidth": 0.5}, "2": {"objective.bandwidth": 2}},
-    "EMA": {"0.98": {"train.ema_decay": 0.98}, "0.999": {"train.ema_decay": 0.999}},
-    "learning rate": {"1e-3": {"optim.lr": 1e-3}, "4e-3": {"optim.lr": 4e-3}},
+    "EMA": {"0.9": {"train.ema_decay": 0.9}, "0.98": {"train.ema_decay": 0.98}},
+    "optimizer": {
+        "AdamW": {"optim.matrices": "adamw"},
+        "AdamW, 2e-3": {"optim.matrices": "adamw", "optim.lr": 2e-3},
+    },
+    "learning rate": {"2e-3": {"optim.lr": 2e-3}, "8e-3": {"optim.lr": 8e-3}},
     "clipping": {"none": {"optim.grad_clip": 0}, "0.3": {"optim.grad_clip": 0.3}},
 }
 # Value -> length of the run, in the base's steps; what is missing of it at "begin from" went to flow matching.
 STEPS_FACTOR = {
     "pictures a batch": {"32": 2.0, "128": 0.5},
-    "begin from flow matching": {"a quarter": 0.75, "a half": 0.5},
+    BEGIN: {"a quarter": 0.75, "a half": 0.5},
 }
 
 
@@ -111,7 +110,7 @@ def measure(arguments: Arguments) -> list[harness.Row]:
     for seed in range(arguments.seeds):
         for variant, settings in variants.items():
             run = _run(variant, settings, seed, arguments)
-            if variant[0] == "begin from flow matching":
+            if variant[0] == BEGIN:
                 before = round((_steps(arguments) - run.steps) * ratio)
                 folder = arguments.runs / f"{arguments.data}-flow_matching-{seed}-{before}"
                 first[variant, seed] = arms.Run(folder, arguments.data, "flow_matching", seed, before)

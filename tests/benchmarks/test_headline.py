@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import arms, imm_study
+from benchmarks import arms, imm_precision, imm_study
 from benchmarks.headline import Arguments, _estimate, _plans, _ratios, _resampled, measure
-from mmgen.config import to_mapping
+from mmgen.config import load_yaml, to_mapping
 from mmgen.evaluation.intervals import Estimate
-from mmgen.training.run import build
+from mmgen.objectives import FlowMatchingConfig, IMMConfig
+from mmgen.training.run import RunConfig, build
 
 
 def test_flow_matching_has_every_solver_and_grid_at_equal_evaluations():
@@ -76,12 +77,41 @@ def test_the_study_changes_one_setting_and_keeps_the_pictures_seen(tmp_path):
     arguments = imm_study.Arguments(runs=tmp_path, train_steps=1000)
     base = arms.Run(tmp_path / "base", "digits", "imm", 0, 1000).config()
     for variant, settings in imm_study._variants(arguments).items():
+        if variant[0] == imm_study.BEGIN:
+            continue
         run = imm_study._run(variant, settings, 0, arguments)
         config = run.config()
         seen = [c.train.steps * c.data.pack.state_length for c in (config, base)]
         assert seen[0] == seen[1], f"{variant} sees as many pictures"
         assert (to_mapping(config) != to_mapping(base)) == bool(settings) or variant[0] == imm_study.BASE
         build(config)  # raises where the settings do not fit together
+
+
+@pytest.mark.slow
+def test_a_run_that_begins_from_flow_matching_has_what_is_left_of_the_compute(tmp_path):
+    arguments = imm_study.Arguments(
+        seeds=1, steps=(1,), quick=True, copies=1, runs=tmp_path, factors=(imm_study.BEGIN,)
+    )
+    rows = imm_study.measure(arguments)
+    lengths = {row["factor"]: row["train_steps"] for row in rows if "train_steps" in row}
+    assert lengths == {imm_study.BASE: 20, imm_study.BEGIN: 15}
+    (first,) = tmp_path.glob("digits-flow_matching-0-*/config.yaml")
+    config = load_yaml(first, RunConfig)
+    assert isinstance(config.objective, FlowMatchingConfig) and 5 < config.train.steps < 5 * 4 / 3
+    begun = load_yaml(next(tmp_path.glob("digits-begin*/config.yaml")), RunConfig)
+    assert begun.train.begin_from == str(first.parent) and isinstance(begun.objective, IMMConfig)
+
+
+@pytest.mark.slow
+def test_precision_is_measured_by_time_and_gap(tmp_path):
+    run = arms.Run(tmp_path / "run", "digits", "imm", 0, 2)
+    arms.prepare("digits")
+    arms.train([run], 1)
+    rows = imm_precision.measure(imm_precision.Arguments(run=run.folder, k=(6, 14), quick=True))
+    assert len(rows) == 2 * (len(imm_precision.EDGES) - 1)
+    assert all(0 < row["cosine"].value <= 1.0001 and row["gap"] > 0 for row in rows)
+    near, far = ([row["cosine"].value for row in rows if row["k"] == k] for k in (14, 6))
+    assert sum(near) < sum(far), "what two near passes differ by is lost first"
 
 
 def test_an_unknown_factor_is_refused():
