@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from mmgen.config import fingerprint, from_mapping, load_yaml, parse_overrides, save_yaml, to_mapping
+from mmgen.training.run import RunConfig, build
 
 
 @dataclass(frozen=True)
@@ -209,3 +210,9 @@ def test_help_lists_keys_with_defaults_and_docstrings(capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     assert not caught.value.code
     assert "--optim.lr" in shown and "Peak learning rate." in shown and "0.001" in shown
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_builds(path: Path):
+    parts = build(load_yaml(path, RunConfig))
+    assert parts.model.num_parameters() > 10_000 and "image" in parts.modalities
