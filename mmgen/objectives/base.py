@@ -28,6 +28,8 @@ class Objective(ABC):
     """
 
     needs_target: bool = False
+    anchored: bool = False
+    """whether `group_loss` asks for the velocity"""
 
     def __init__(self, path: Path, grouping: Grouping = UNGROUPED) -> None:
         self.path = path

@@ -137,6 +137,7 @@ class IMM(Objective):
     def __init__(self, config: IMMConfig) -> None:
         super().__init__(config.path, Grouping(config.particles, config.grouping == "within"))
         self.config = config
+        self.anchored = config.anchors > 0 or bool(config.anchors_final)
         self._weight_rms = self._root_mean_square_weight()
 
     def draw_times(

@@ -98,19 +98,16 @@ def _group_losses(
     for shape in state.groups:
         if shape.modality != name:
             continue
-        student, other, x_t, x_r, x, noise = (
-            tokens.flatten(0, 1)[shape.slots].flatten(2)
-            for tokens in (
-                output,
-                target,
-                state.x[name],
-                state.x_r[name],
-                stream.values[name],
-                state.noise[name],
-            )
-        )
+
+        def grouped(tokens: Tensor, slots: Tensor = shape.slots) -> Tensor:
+            return tokens.flatten(0, 1)[slots].flatten(2)
+
+        student, other, x_t, x_r = map(grouped, (output, target, state.x[name], state.x_r[name]))
         t, s, r = (time[shape.instance] for time in (state.t, state.s, state.r))
-        velocity = objective.path.target(x, noise, t[:, None, None])
+        velocity = None
+        if objective.anchored:
+            x, noise = grouped(stream.values[name]), grouped(state.noise[name])
+            velocity = objective.path.target(x, noise, t[:, None, None])
         loss = objective.group_loss(student, other, x_t, x_r, t, s, r, velocity, shape.same_context)
         total = total + loss.sum() * shape.slots[0].numel()
     return total
