@@ -35,7 +35,7 @@ DRAWS = 400
 # What flow matching has apart from the data set's configuration, which is IMM's, and the grids of `--tune`.
 SETTINGS: dict[str, dict[str, Any]] = {
     "imm": {},
-    "flow_matching": {"modalities.image.time.mean": 0.0, "modalities.image.time.std": 1.0},
+    "flow_matching": {"modalities.image.time.uniform": 0.0},
 }
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     objective: {

@@ -18,11 +18,23 @@ from mmgen.tokenization.text import TextTokenizer
 
 @dataclass(frozen=True)
 class TimeConfig:
-    """The distribution of training times: uniform on [0, 1], or the sigmoid of a normal (arXiv 2403.03206)."""
+    """The distribution of training times: uniform on [0, 1], or the sigmoid of a normal (arXiv 2403.03206).
+
+    A sigmoid of a normal hardly ever comes near t = 1, where sampling begins. Flow matching does not mind; a jump that
+    is to reach far from there must have been trained there.
+    """
 
     kind: Literal["uniform", "logit_normal"] = "uniform"
     mean: float = 0.0
     std: float = 1.0
+    uniform: float = 0.0
+    """share of a logit-normal's draws that are uniform instead"""
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ValueError(f"std {self.std} must be positive")
+        if not 0 <= self.uniform <= 1:
+            raise ValueError(f"uniform {self.uniform} must be in [0, 1]: it is a share")
 
 
 @dataclass(frozen=True)
@@ -181,7 +193,7 @@ class Image(Modality):
 
     def draw_time(self, draw: np.random.Generator) -> float:
         time = self.config.time
-        if time.kind == "uniform":
+        if time.kind == "uniform" or (time.uniform and draw.random() < time.uniform):
             return float(draw.random())
         return float(1 / (1 + np.exp(-draw.normal(time.mean, time.std))))
 

@@ -97,3 +97,20 @@ def test_an_embedding_tells_the_place_in_the_picture_and_not_the_place_in_the_do
 def test_an_embedding_needs_a_width_that_two_axes_of_sines_and_cosines_share():
     with pytest.raises(ValueError, match="width 18 must be a multiple of 4"):
         modalities()["image"].build_embedding(18)
+
+
+def test_times_near_noise_are_drawn_by_the_uniform_share():
+    draw = keyed_numpy(0)
+    late = {}
+    for share in (0.0, 0.25, 1.0):
+        image = modalities(time={"kind": "logit_normal", "uniform": share})["image"]
+        times = np.array([image.draw_time(draw) for _ in range(20_000)])
+        assert abs(np.median(times) - 0.5) < 0.02 and 0 <= times.min() and times.max() <= 1
+        late[share] = (times > 0.98).mean()
+    assert late[0.0] < 2e-4 and abs(late[0.25] - 0.005) < 0.002 and abs(late[1.0] - 0.02) < 0.004
+
+
+@pytest.mark.parametrize(("key", "value"), [("std", 0.0), ("uniform", 1.5)])
+def test_times_that_make_no_sense_are_refused(key: str, value: float):
+    with pytest.raises(ValueError, match=rf"modalities.image: time: {key} {value} must be"):
+        modalities(time={"kind": "logit_normal", key: value})
