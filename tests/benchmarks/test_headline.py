@@ -114,5 +114,5 @@ def test_precision_is_measured_by_time_and_gap(tmp_path):
 
 
 def test_an_unknown_factor_is_refused():
-    with pytest.raises(ValueError, match=r"factors \['kk'\] are none of k, particles"):
+    with pytest.raises(ValueError, match=r"factors \['kk'\] are none of k, gap"):
         imm_study.Arguments(factors=("kk",))
