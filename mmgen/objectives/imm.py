@@ -40,6 +40,10 @@ class IMMConfig:
     """k at the end of training, reached linearly; None keeps k"""
     s_power: float = 1.0
     """s = t u^s_power with u uniform: below 1 more short jumps, above 1 more long ones"""
+    from_noise: float = 0.0
+    """share of the groups whose t is the path's t_max, where sampling begins"""
+    to_data: float = 0.0
+    """share of the groups whose s is the path's t_min, where sampling ends"""
     gap: float = 0.0
     """t - r is at least this (where s leaves room), so that low precision tells them apart; 0.0001 in the paper"""
     eta_min: float = 0.0
@@ -85,7 +89,10 @@ class IMMConfig:
             value = getattr(self, name)
             if not value > 0:
                 raise ValueError(f"{name} {value} must be positive")
-        shares = {name: getattr(self, name) for name in ("across_contexts", "anchors", "anchors_final")}
+        shares = {
+            name: getattr(self, name)
+            for name in ("across_contexts", "from_noise", "to_data", "anchors", "anchors_final")
+        }
         for name, value in shares.items():
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} {value} must be in [0, 1]")
@@ -146,10 +153,18 @@ class IMM(Objective):
         draw: np.random.Generator,
         fraction: float = 0.0,
     ) -> Times:
-        """t is the modality's draw stretched over the path's time range, s between t_min and t."""
+        """t is the modality's draw stretched over the path's time range, s between t_min and t; the ends of the range,
+        which every sampler visits and no such draw does, are given their shares."""
         t_min, t_max = self.path.time_range
-        t = t_min + (t_max - t_min) * draw_time(draw)
-        s = t_min + (t - t_min) * draw.random() ** self.config.s_power
+        c = self.config
+        t = (
+            t_max
+            if c.from_noise and draw.random() < c.from_noise
+            else t_min + (t_max - t_min) * draw_time(draw)
+        )
+        s = t_min + (t - t_min) * draw.random() ** c.s_power
+        if c.to_data and draw.random() < c.to_data:
+            s = t_min
         anchors = _linear(self.config.anchors, self.config.anchors_final, fraction)
         if anchors > 0 and draw.random() < anchors:
             return Times(t, t, t)

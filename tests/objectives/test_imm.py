@@ -477,6 +477,23 @@ def test_s_is_nearer_to_the_data_with_a_higher_power(power: float):
     assert all(times.s <= times.r <= times.t for times in drawn)
 
 
+@pytest.mark.parametrize("t_min", [0.0, 0.01])
+def test_the_ends_of_the_path_have_their_shares(t_min: float):
+    draw = np.random.default_rng(0)
+    path = Path(t_min=t_min, t_max=0.99)
+    imm = IMM(IMMConfig(path=path, from_noise=0.2, to_data=0.5))
+    drawn = [imm.draw_times(lambda draw: draw.random(), draw) for _ in range(4000)]
+    assert np.mean([times.t == 0.99 for times in drawn]) == pytest.approx(0.2, abs=0.03)
+    assert np.mean([times.s == t_min for times in drawn]) == pytest.approx(0.5, abs=0.03)
+    assert np.mean([times.t == 0.99 and times.s == t_min for times in drawn]) == pytest.approx(0.1, abs=0.02)
+    assert all(times.s <= times.r <= times.t for times in drawn)
+    plain = IMM(IMMConfig(path=path))
+    assert not any(
+        times.t == 0.99 or times.s == t_min
+        for times in (plain.draw_times(lambda draw: draw.random(), draw) for _ in range(4000))
+    ), "by chance they are never drawn"
+
+
 def test_each_kind_of_objective_has_its_own_loss():
     imm, flow = IMM(IMMConfig()), FlowMatching(FlowMatchingConfig())
     assert imm.needs_target and imm.particles == 4 and not flow.needs_target and flow.particles == 1
