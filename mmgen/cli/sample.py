@@ -27,8 +27,10 @@ class Sample:
     """describe this picture"""
     text: str | None = None
     """continue this text"""
-    steps: int | None = None
-    """refinement steps of a picture"""
+    blocks: int | None = None
+    """draw a picture in this many bands of rows, each after those above it"""
+    steps: tuple[int, ...] | None = None
+    """refinement steps of a picture, or one number for each of its blocks"""
     guidance: float | None = None
     """1 is none; larger follows the prompt more closely and costs two network calls a step"""
     solver: Literal["euler", "heun"] | None = None
@@ -63,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--num {args.num} must be at least 1")
     sampler = load(args.run, args.weights)
     asked_plan = {f.name: value for f in fields(Plan) if (value := getattr(args, f.name)) is not None}
+    if args.steps is not None and len(args.steps) == 1:
+        asked_plan["steps"] = args.steps[0]
     plan = replace(sampler.plan, **asked_plan)
     if args.caption is not None:
         result = sampler.describe([_open(args.caption)] * args.num, plan, args.seed)

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmgen.config import from_mapping
 from mmgen.modalities.base import MissingPart, Modality, Place
-from mmgen.modalities.image import Image
+from mmgen.modalities.image import Image, bands
 from mmgen.modalities.text import Text
 from mmgen.tokenization.text import TextTokenizer
 
@@ -52,4 +52,4 @@ def _import(kind: str, name: str) -> type[Modality]:
     return found
 
 
-__all__ = ["KINDS", "Image", "MissingPart", "Modality", "Place", "Text", "build_modalities"]
+__all__ = ["KINDS", "Image", "MissingPart", "Modality", "Place", "Text", "bands", "build_modalities"]

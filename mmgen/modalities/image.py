@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise, starmap
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmgen.modalities.base import MissingPart, Modality, Place, text_positions
+from mmgen.rng import draw_index
 from mmgen.sequence import Sample, Span
 from mmgen.tokenization.latents import load_latent_codec, picture_to_tensor
 from mmgen.tokenization.text import TextTokenizer
@@ -38,6 +40,35 @@ class TimeConfig:
 
 
 @dataclass(frozen=True)
+class BlocksConfig:
+    """In how many autoregressive blocks a picture is drawn: bands of rows, top to bottom.
+
+    The number is drawn anew for every document of training. One model then serves all of `counts`; it should see few
+    blocks most, since more of them cost quality (CausalFusion, arXiv 2412.12095).
+    """
+
+    counts: tuple[int, ...] = (1,)
+    weights: tuple[float, ...] | None = None
+    """how often each count is drawn; None: each half as often as the one before"""
+
+    def __post_init__(self) -> None:
+        if not self.counts or min(self.counts) < 1 or len(set(self.counts)) < len(self.counts):
+            raise ValueError(f"counts {self.counts} must be different numbers of at least 1")
+        if self.weights is not None and (
+            len(self.weights) != len(self.counts) or min(self.weights) < 0 or not sum(self.weights)
+        ):
+            raise ValueError(
+                f"weights {self.weights} must be one number >= 0 for each of the counts {self.counts}, and not all 0"
+            )
+
+    def draw(self, draw: np.random.Generator) -> int:
+        if len(self.counts) == 1:
+            return self.counts[0]
+        weights = self.weights or [0.5**i for i in range(len(self.counts))]
+        return self.counts[draw_index(weights, draw)]
+
+
+@dataclass(frozen=True)
 class ImageConfig:
     codec: str = "pixels"
     """`pixels`, or a folder of a diffusers autoencoder or of pixel statistics"""
@@ -48,6 +79,7 @@ class ImageConfig:
     context_noise: float = 0.05
     """time t at which finished pictures enter the context, in training and in sampling"""
     time: TimeConfig = field(default_factory=TimeConfig)
+    blocks: BlocksConfig = field(default_factory=BlocksConfig)
     loss_weight: float = 1.0
     cache_mb: int = 1024
     """latents encoded on the fly are kept up to this size; encode larger sets once with `mmgen tokenizer encode`"""
@@ -105,7 +137,9 @@ class Image(Modality):
         if max(height, width) > self.tokenizer.max_size:
             raise MissingPart(f"picture of more than {self.tokenizer.max_size} tokens a side", sample.key)
         size = self.size_span(height, width, place.start, predicted=not place.first)
-        return [size, self.span(values, height, width, size.next_position, draw, read=not place.last)]
+        blocks = min(self.config.blocks.draw(draw), height)  # at most one a row
+        start = size.next_position
+        return [size, self.span(values, height, width, start, draw, read=not place.last, blocks=blocks)]
 
     def build_embedding(self, width: int) -> nn.Module:
         return PatchEmbedding(self.channels, width)
@@ -169,18 +203,25 @@ class Image(Modality):
         draw: np.random.Generator,
         read: bool,
         predicted: bool = True,
+        blocks: int = 1,
     ) -> Span:
-        committed = self.commit(values, draw) if read else None
+        """A whole picture, in `blocks` bands, from its tokens; `draw` is for the noise of what a later token reads."""
+        committed = self.commit(values, draw) if read or blocks > 1 else None
         positions = self.positions(height, width, start)
-        blocks = (len(values),)
-        return Span(self.name, positions, None, values, committed, blocks, self.copies, predicted, read)
+        lengths = tuple(len(values[band]) for band in bands(height, width, blocks))
+        return Span(self.name, positions, None, values, committed, lengths, self.copies, predicted, read)
 
-    def noisy_span(self, height: int, width: int, start: int) -> Span:
-        """A picture yet to be drawn: positions and shape, no values."""
-        empty = torch.zeros(height * width, self.channels)
-        return Span(
-            self.name, self.positions(height, width, start), None, empty, None, (len(empty),), read=False
-        )
+    def noisy_band(self, height: int, width: int, start: int, band: slice) -> Span:
+        """A band of a picture yet to be drawn: positions and shape, no values."""
+        positions = self.positions(height, width, start)[band]
+        empty = torch.zeros(len(positions), self.channels)
+        return Span(self.name, positions, None, empty, None, (len(empty),), read=False)
+
+    def finished_band(
+        self, noisy: Span, values: Float[Tensor, "N C"], committed: Float[Tensor, "N C"]
+    ) -> Span:
+        """The band for later ones to read, as `committed` (see `commit`)."""
+        return Span(self.name, noisy.positions, None, values, committed, noisy.blocks, predicted=False)
 
     def positions(self, height: int, width: int, start: int) -> Tensor:
         """[height * width, 3]: (start, start + row, start + column), raster order."""
@@ -196,6 +237,17 @@ class Image(Modality):
         if time.kind == "uniform" or (time.uniform and draw.random() < time.uniform):
             return float(draw.random())
         return float(1 / (1 + np.exp(-draw.normal(time.mean, time.std))))
+
+
+def bands(height: int, width: int, blocks: int) -> list[slice]:
+    """The tokens of each of `blocks` bands of rows, top to bottom, as even as they can be.
+
+    Raises ValueError where there are fewer rows.
+    """
+    if not 1 <= blocks <= height:
+        raise ValueError(f"blocks {blocks}: a picture of {height} rows of tokens has 1 to {height}")
+    edges = [width * round(height * i / blocks) for i in range(blocks + 1)]
+    return list(starmap(slice, pairwise(edges)))
 
 
 @cache

@@ -12,17 +12,19 @@ from mmgen.model.trunk import TrunkConfig
 
 @dataclass
 class Cost:
-    """Compute spent so far: network evaluations of pictures (per picture), operations by kind, and seconds."""
+    """Compute spent so far: network evaluations of pictures (per picture; of one block each), operations by kind, and
+    seconds. Kinds: reading what is given, refining, reading finished blocks, writing text."""
 
     nfe: int = 0
     prefill_flops: float = 0.0
     refine_flops: float = 0.0
+    commit_flops: float = 0.0
     decode_flops: float = 0.0
     seconds: float = 0.0
 
     @property
     def flops(self) -> float:
-        return self.prefill_flops + self.refine_flops + self.decode_flops
+        return self.prefill_flops + self.refine_flops + self.commit_flops + self.decode_flops
 
     def __str__(self) -> str:
         return f"{self.nfe} network evaluations a picture, {self.flops / 1e9:.3g} GFLOP, {self.seconds:.3g} s"

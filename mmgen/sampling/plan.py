@@ -8,13 +8,15 @@ from typing import Literal
 class Plan:
     """A point of the surface that one checkpoint serves.
 
-    `steps` is the number of refinement steps of a picture. `guidance` w mixes G_null + w (G - G_null); 1 is none and
-    costs one network call a step instead of two. `solver` heun makes two calls a step, of velocities only (flow
-    matching). `shift` above 1 puts more of the steps near noise, below 1 near the data. `temperature` 0 takes the
-    likeliest token; `top_p` keeps the fewest tokens whose probabilities reach it.
+    `blocks` is the number of autoregressive blocks of a picture, bands of its rows: a finished one is read by those
+    after it. `steps` is the number of refinement steps of a block, or one number for each. `guidance` w mixes
+    G_null + w (G - G_null); 1 is none and costs one network call a step instead of two. `solver` heun makes two calls a
+    step, of velocities only (flow matching). `shift` above 1 puts more of the steps near noise, below 1 near the data.
+    `temperature` 0 takes the likeliest token; `top_p` keeps the fewest tokens whose probabilities reach it.
     """
 
-    steps: int = 4
+    blocks: int = 1
+    steps: int | tuple[int, ...] = 4
     guidance: float = 1.0
     solver: Literal["euler", "heun"] = "euler"
     shift: float = 1.0
@@ -23,7 +25,13 @@ class Plan:
     max_tokens: int = 64
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
+        if self.blocks < 1:
+            raise ValueError(f"blocks {self.blocks} must be at least 1")
+        if isinstance(self.steps, tuple) and len(self.steps) != self.blocks:
+            raise ValueError(
+                f"steps {self.steps} must be one number, or one for each of {self.blocks} blocks"
+            )
+        if min(self.block_steps) < 1:
             raise ValueError(f"steps {self.steps} must be at least 1")
         if self.guidance < 0:
             raise ValueError(f"guidance {self.guidance} must be at least 0 (1 is none)")
@@ -37,3 +45,8 @@ class Plan:
             raise ValueError(f"top_p {self.top_p} must be in (0, 1]")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens {self.max_tokens} must be at least 1")
+
+    @property
+    def block_steps(self) -> tuple[int, ...]:
+        """Refinement steps of each block."""
+        return self.steps if isinstance(self.steps, tuple) else (self.steps,) * self.blocks

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmgen.modalities import Image, Modality, Text
+from mmgen.modalities import Image, Modality, Text, bands
 from mmgen.model.model import Model
 from mmgen.objectives import Objective
 from mmgen.rng import keyed_numpy, keyed_torch
@@ -175,40 +175,66 @@ class Sampler:
         grid: tuple[int, int],
         cost: Cost,
     ) -> Float[Tensor, "R D h w"]:
-        conditions = [self._with_size(self._prompt(prompt), grid) for prompt in prompts]
-        solve, calls = (heun, 2 * plan.steps) if plan.solver == "heun" else (pushforward, plan.steps)
-        output = self._picture_output(conditions, grid, calls, cost)
-        null = output
+        image, path = self.image, self.objective.path
+        parts = bands(*grid, plan.blocks)
+        # what each row has read, with its condition and without
+        contexts = [self._context([self._prompt(prompt) for prompt in prompts], grid, plan, cost)]
         if plan.guidance != 1:
-            null = self._picture_output(
-                [self._with_size(self._prompt(None), grid)] * len(prompts), grid, calls, cost
-            )
-        shape = (grid[0] * grid[1], self.image.channels)
+            contexts.append(self._context([self._prompt(None)] * len(prompts), grid, plan, cost))
+        starts = [list(session.positions) for session in contexts]
+        shape = (grid[0] * grid[1], image.channels)
         noise = torch.stack([torch.randn(shape, generator=keyed_torch(seed, "picture")) for seed in seeds])
+        draws = [keyed_numpy(seed, "commit") for seed in seeds]
         # the state stays in float64 over a network that is not, as IMM's own sampler keeps it
-        x = noise.to(self._device, torch.float64) * self.image.sigma_data
-        path = self.objective.path
+        x = noise.to(self._device, torch.float64) * image.sigma_data
         t_min, t_max = path.time_range
-        times = [t_min + (t_max - t_min) * t for t in shifted(uniform_grid(plan.steps), plan.shift)]
-        x = solve(guided(output, null, plan.guidance), path.jump, x, times)
-        cost.nfe = calls * (1 if plan.guidance == 1 else 2)
-        return torch.stack([self.image.unpatchify(tokens, *grid) for tokens in x.float().cpu()])
+        solve, calls = (heun, 2) if plan.solver == "heun" else (pushforward, 1)
+        for number, (band, steps) in enumerate(zip(parts, plan.block_steps, strict=True)):
+            noisy = [[image.noisy_band(*grid, start, band) for start in own] for own in starts]
+            outputs = [
+                session.output(spans, self.objective.told_target)
+                for session, spans in zip(contexts, noisy, strict=True)
+            ]
+            times = [t_min + (t_max - t_min) * t for t in shifted(uniform_grid(steps), plan.shift)]
+            x[:, band] = solve(guided(outputs[0], outputs[-1], plan.guidance), path.jump, x[:, band], times)
+            tokens = band.stop - band.start
+            for session in contexts:
+                cost.refine_flops += (calls * steps) * state_flops(
+                    self.model.config,
+                    len(prompts),
+                    len(prompts) * tokens,
+                    session.cache.length + tokens,
+                    image.channels,
+                )
+            if number + 1 < len(parts):
+                values = x[:, band].float().cpu()
+                read = [image.commit(own, draw) for own, draw in zip(values, draws, strict=True)]
+                for session, spans in zip(contexts, noisy, strict=True):
+                    finished = [image.finished_band(*each) for each in zip(spans, values, read, strict=True)]
+                    self._read_band(session, finished, cost)
+        cost.nfe = len(contexts) * calls * sum(plan.block_steps)
+        return torch.stack([image.unpatchify(tokens, *grid) for tokens in x.float().cpu()])
 
     def _with_size(self, spans: list[Span], grid: tuple[int, int]) -> list[Span]:
         return [*spans, self.image.size_span(*grid, spans[-1].next_position, predicted=False)]
 
-    def _picture_output(self, rows: list[list[Span]], grid: tuple[int, int], calls: int, cost: Cost):
-        session = self._session(rows)
+    def _context(self, documents: list[list[Span]], grid: tuple[int, int], plan: Plan, cost: Cost) -> Session:
+        """A session that has read what comes before a picture, with room for all of its blocks but the last."""
+        rows = [self._with_size(spans, grid) for spans in documents]
+        session = self._session(rows, bands(*grid, plan.blocks)[-1].start)
         session.read(rows)
-        config, length = self.model.config, session.cache.length
-        channels = self._context_channels
-        cost.prefill_flops += context_flops(config, len(rows) * length, length, channels)
-        tokens = grid[0] * grid[1]
-        cost.refine_flops += calls * state_flops(
-            config, len(rows), len(rows) * tokens, length + tokens, self.image.channels
+        length = session.cache.length
+        cost.prefill_flops += context_flops(
+            self.model.config, len(rows) * length, length, self._context_channels
         )
-        noisy = [self.image.noisy_span(*grid, position) for position in session.positions]
-        return session.output(noisy, self.objective.told_target)
+        return session
+
+    def _read_band(self, session: Session, spans: list[Span], cost: Cost) -> None:
+        session.read([[span] for span in spans])
+        tokens = sum(map(len, spans))
+        cost.commit_flops += context_flops(
+            self.model.config, tokens, session.cache.length, self._context_channels
+        )
 
     def _draw_texts(self, rows: list[list[Span]], plan: Plan, seeds: Sequence[int], cost: Cost) -> list[str]:
         tokenizer, config = self.text.tokenizer, self.model.config

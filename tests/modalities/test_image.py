@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmgen.modalities import MissingPart, Place, build_modalities
+from mmgen.modalities import MissingPart, Place, bands, build_modalities
 from mmgen.rng import keyed_numpy
 from mmgen.sequence import Sample
 from mmgen.tokenization.latents import picture_to_tensor
@@ -114,3 +114,42 @@ def test_times_near_noise_are_drawn_by_the_uniform_share():
 def test_times_that_make_no_sense_are_refused(key: str, value: float):
     with pytest.raises(ValueError, match=rf"modalities.image: time: {key} {value} must be"):
         modalities(time={"kind": "logit_normal", key: value})
+
+
+def test_bands_are_whole_rows_and_even():
+    assert bands(4, 3, 1) == [slice(0, 12)]
+    assert bands(4, 3, 4) == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 12)]
+    rows = [(band.stop - band.start) // 5 for band in bands(8, 5, 3)]
+    assert sum(rows) == 8 and max(rows) - min(rows) == 1
+
+
+def test_the_number_of_blocks_is_drawn_for_every_document():
+    image = modalities(blocks={"counts": [1, 2, 4], "weights": [0.5, 0.3, 0.2]})["image"]
+    draw, place = keyed_numpy(0), Place(1, True, True)
+    spans = [image.encode(sample(0), place, draw)[1] for _ in range(600)]
+    lengths = {(16,): 0.5, (8, 8): 0.3, (4, 4, 4, 4): 0.2}
+    for blocks, share in lengths.items():
+        assert abs(sum(span.blocks == blocks for span in spans) / 600 - share) < 0.06
+    assert all((span.committed is None) == (len(span.blocks) == 1) for span in spans), (
+        "nobody reads the picture, but a band is read by those below it"
+    )
+    wide = Sample("wide", "shard", latents=np.zeros((3, 8, 32), np.float16))
+    assert max(len(image.encode(wide, place, draw)[1].blocks) for _ in range(100)) == 2, "at most one a row"
+    default = modalities(blocks={"counts": [1, 2, 4]})["image"].config.blocks
+    drawn = [default.draw(draw) for _ in range(700)]
+    assert drawn.count(1) > 1.5 * drawn.count(2) > 2 * drawn.count(4) > 0
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ({"counts": []}, "counts"),
+        ({"counts": [0]}, "counts"),
+        ({"counts": [2, 2]}, "counts"),
+        ({"counts": [1, 2], "weights": [1.0]}, "weights"),
+        ({"counts": [1, 2], "weights": [0.0, 0.0]}, "weights"),
+    ],
+)
+def test_blocks_that_make_no_sense_are_refused(blocks: dict, message: str):
+    with pytest.raises(ValueError, match=rf"modalities.image: blocks: {message} \("):
+        modalities(blocks=blocks)

@@ -8,8 +8,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmgen.data.pack import PackConfig, Packer
+from mmgen.modalities import bands
 from mmgen.model.model import plan_batch
 from mmgen.objectives import IMM, FlowMatching, FlowMatchingConfig, IMMConfig, Objective
+from mmgen.rng import keyed_numpy, keyed_torch
+from mmgen.sampling.loops import guided, pushforward
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
 from mmgen.sampling.session import Session
@@ -27,10 +30,17 @@ def sampler(dtype: torch.dtype = torch.float64, objective: Objective = FLOW, **o
     return Sampler(net, modalities(), objective, (16, 16))
 
 
-@pytest.mark.parametrize(("objective", "guidance"), [(FLOW, 1.0), (FLOW, 2.5), (MOMENTS, 2.5)])
-def test_pictures_batched_equal_one_by_one(objective: Objective, guidance: float):
+@pytest.mark.parametrize(
+    ("objective", "plan"),
+    [
+        (FLOW, Plan(steps=3)),
+        (FLOW, Plan(steps=3, guidance=2.5)),
+        (MOMENTS, Plan(steps=3, guidance=2.5)),
+        (MOMENTS, Plan(blocks=2, steps=(3, 1), guidance=2.5)),
+    ],
+)
+def test_pictures_batched_equal_one_by_one(objective: Objective, plan: Plan):
     draws = sampler(torch.float32, objective)
-    plan = Plan(steps=3, guidance=guidance)
     together = draws.generate(PROMPTS, plan, seed=7).latents
     assert together is not None
     for index, prompt in enumerate(PROMPTS):
@@ -75,23 +85,85 @@ def test_texts_batched_equal_one_by_one():
     ]
 
 
-def test_sampling_calls_what_training_calls():
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+def test_sampling_calls_what_training_calls(blocks: int):
     """G of the same noisy picture at the same times: from the packed batch of training, and from a session's cache."""
     net = model()
     parts = modalities()
-    items = documents(3)
-    packer = Packer(PackConfig(1, 128, 128), parts)
+    image = parts["image"]
+    items = documents(3, blocks={"counts": [blocks]})
+    packer = Packer(PackConfig(1, 256, 128), parts)
     assert all(packer.add(document) for document in items)
     batch = packer.finish()
-    x = torch.randn(1, 128, parts["image"].channels, dtype=torch.float64)
-    t, s = (torch.full((3,), time, dtype=torch.float64) for time in (0.7, 0.2))
+    x = torch.randn(1, 128, image.channels, dtype=torch.float64)
+    t, s = (torch.full((3 * blocks,), time, dtype=torch.float64) for time in (0.7, 0.2))
     _, outputs, _ = net(batch, {"image": x}, t, s, plan_batch(batch, "runs"))
-    trained = outputs["image"][0, :48].view(3, 16, -1)
+    trained, noisy = (each[0, :48].view(3, 16, -1) for each in (outputs["image"], x))
     session = Session(net, parts, 3, 64)
     session.read([document.spans[:-1] for document in items])
-    output = session.output([document.spans[-1] for document in items], lambda t, s: s)
-    sampled = output(x[0, :48].view(3, 16, -1), 0.7, 0.2)
-    torch.testing.assert_close(sampled, trained, rtol=1e-9, atol=1e-10)
+    starts = list(session.positions)
+    pictures = [document.spans[-1] for document in items]
+    for band in bands(4, 4, blocks):
+        spans = [image.noisy_band(4, 4, start, band) for start in starts]
+        sampled = session.output(spans, lambda t, s: s)(noisy[:, band], 0.7, 0.2)
+        torch.testing.assert_close(sampled, trained[:, band], rtol=1e-9, atol=1e-10)
+        if band.stop < 16:
+            session.read(
+                [
+                    [image.finished_band(span, whole.values[band], whole.committed[band])]
+                    for span, whole in zip(spans, pictures, strict=True)
+                ]
+            )
+
+
+def test_a_picture_in_one_block_is_one_pushforward():
+    draws = sampler(objective=MOMENTS)
+    drawn = draws.generate(["red square"], Plan(steps=3), seed=5).latents
+    image = draws.image
+    session = Session(draws.model, draws.modalities, 1, 64)
+    condition = draws._prompt("red square")
+    session.read([[*condition, image.size_span(4, 4, condition[-1].next_position, predicted=False)]])
+    output = session.output([image.noisy_band(4, 4, session.positions[0], slice(0, 16))], MOMENTS.told_target)
+    noise = torch.randn(16, image.channels, generator=keyed_torch(5, "picture")).double()
+    x = pushforward(output, MOMENTS.path.jump, noise[None] * 0.5, [0.994 * t for t in (1, 2 / 3, 1 / 3, 0)])
+    torch.testing.assert_close(drawn[0], image.unpatchify(x[0].float(), 4, 4), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_blocks_through_the_cache_equal_blocks_computed_from_scratch(guidance: float):
+    """Every band anew: what is above it is read with the condition, in one go."""
+    draws, plan = sampler(objective=MOMENTS), Plan(blocks=3, steps=(2, 1, 3), guidance=guidance)
+    drawn = draws.generate(["red square"], plan, seed=5).latents
+    image, jump = draws.image, MOMENTS.path.jump
+    x = 0.5 * torch.randn(16, image.channels, generator=keyed_torch(5, "picture")).double()
+    noise, read = keyed_numpy(5, "commit"), []
+    for band, steps in zip(bands(4, 4, 3), plan.block_steps, strict=True):
+        outputs = []
+        for prompt in ("red square", None):
+            condition = draws._prompt(prompt)
+            size = image.size_span(4, 4, condition[-1].next_position, predicted=False)
+            start = size.next_position
+            above = [
+                image.finished_band(image.noisy_band(4, 4, start, part), values, committed)
+                for part, values, committed in read
+            ]
+            session = Session(draws.model, draws.modalities, 1, 64)
+            session.read([[*condition, size, *above]])
+            outputs.append(session.output([image.noisy_band(4, 4, start, band)], MOMENTS.told_target))
+        times = [0.994 * (1 - i / steps) for i in range(steps + 1)]
+        x[band] = pushforward(guided(outputs[0], outputs[1], guidance), jump, x[None, band], times)[0]
+        values = x[band].float()
+        read.append((band, values, image.commit(values, noise)))
+    torch.testing.assert_close(drawn[0], image.unpatchify(x.float(), 4, 4), rtol=0, atol=1e-6)
+
+
+def test_more_blocks_than_rows_are_refused():
+    with pytest.raises(ValueError, match="blocks 5: a picture of 4 rows of tokens has 1 to 4"):
+        sampler().generate(["red"], Plan(blocks=5))
+    with pytest.raises(ValueError, match=r"steps \(1, 2\) must be one number, or one for each of 3 blocks"):
+        Plan(blocks=3, steps=(1, 2))
+    with pytest.raises(ValueError, match=r"steps \(1, 0\) must be at least 1"):
+        Plan(blocks=2, steps=(1, 0))
 
 
 def test_refining_writes_nothing_to_the_context():
@@ -149,16 +221,17 @@ def test_texts_hold_no_special_tokens_and_stop_at_the_end():
     assert "height" not in text
 
 
+@pytest.mark.parametrize("blocks", [1, 3])
 @pytest.mark.parametrize("overrides", [{}, {"time": "add", "num_kv_heads": 4}])
-def test_costs_are_the_flops_that_the_counter_sees(overrides: dict):
+def test_costs_are_the_flops_that_the_counter_sees(overrides: dict, blocks: int):
     draws = sampler(**overrides)
-    plan = Plan(steps=3, guidance=2.0)
+    plan = Plan(blocks=blocks, steps=3, guidance=2.0)
     with (
         FlopCounterMode(display=False) as counter,
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
     ):
         result = draws.generate(PROMPTS, plan)
-    assert result.cost.nfe == 6
+    assert result.cost.nfe == 6 * blocks
     counted = counter.get_total_flops()
     assert abs(result.cost.flops - counted) / counted < 0.01
     with (
