@@ -41,7 +41,11 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
         "logit-normal": {"modalities.image.time.uniform": 0},
         "half uniform": {"modalities.image.time.uniform": 0.5},
     },
-    "ends": {"none": {"objective.from_noise": 0, "objective.to_data": 0}},
+    "ends": {
+        "none": {"objective.from_noise": 0, "objective.to_data": 0},
+        "0.1": {"objective.from_noise": 0.1, "objective.to_data": 0.1},
+    },
+    "time scale": {"20": {"model.time_scale": 20}, "1000": {"model.time_scale": 1000}},
     "times s": {"u^0.5": {"objective.s_power": 0.5}},
     "precision": {"bf16": {"train.precision": "bf16"}},
     "a": {"2": {"objective.a": 2}},

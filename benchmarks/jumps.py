@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mmgen.evaluation.distances import polynomial_kernel
 from mmgen.model.time import TimeEmbedding, modulate
+from mmgen.model.trunk import TrunkConfig
 from mmgen.objectives import FlowMatching, FlowMatchingConfig, Path
 from mmgen.rng import keyed_numpy, keyed_torch
 
@@ -90,7 +91,7 @@ class JumpNetwork(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.input = nn.Linear(channels, width)
-            self.time = TimeEmbedding(width)
+            self.time = TimeEmbedding(width, TrunkConfig.time_scale)
             self.modulation = nn.Linear(width, 4 * width)
             self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
             self.output = nn.Linear(width, channels)

@@ -60,7 +60,7 @@ class Model(nn.Module):
         )
         self.heads = nn.ModuleDict({name: m.build_head(config.width) for name, m in continuous.items()})
         self.state_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.time_embedding = TimeEmbedding(config.width)
+        self.time_embedding = TimeEmbedding(config.width, config.time_scale)
         self.modulation = (
             Modulation(config.width, config.num_layers, config.modulation_norm)
             if config.time == "adaln_single"

@@ -9,24 +9,22 @@ from torch import Tensor, nn
 
 TimeConditioning = Literal["add", "adaln_single"]
 
-TIME_SCALE = (
-    1000.0  # IMM (arXiv 2503.07565, section 5): times enter as 1000 t; gaps of 1e-3 must be told apart
-)
 NUM_FREQUENCIES = 128
 
 
-def sinusoid(time: Float[Tensor, "I"]) -> Float[Tensor, "I F"]:
-    """Cosines then sines of TIME_SCALE * time at 128 frequencies from 1 to 1/10000, computed in float64."""
+def sinusoid(time: Float[Tensor, "I"], scale: float) -> Float[Tensor, "I F"]:
+    """Cosines then sines of scale * time at 128 frequencies from 1 to 1/10000, computed in float64."""
     exponent = torch.arange(NUM_FREQUENCIES, dtype=torch.float64, device=time.device) / NUM_FREQUENCIES
-    angles = TIME_SCALE * time.double()[:, None] * torch.exp(-math.log(10_000.0) * exponent)
+    angles = scale * time.double()[:, None] * torch.exp(-math.log(10_000.0) * exponent)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 class TimeEmbedding(nn.Module):
     """(t, s) -> one vector per instance, in float32 whatever the autocast: embeddings of t and of the stride t - s."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, scale: float) -> None:
         super().__init__()
+        self.scale = scale
         self.time = self._mlp(width)
         self.stride = self._mlp(width)
 
@@ -37,7 +35,8 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Float[Tensor, "I"], s: Float[Tensor, "I"]) -> Float[Tensor, "I W"]:
         with torch.autocast(t.device.type, enabled=False):
             dtype = next(self.parameters()).dtype
-            return self.time(sinusoid(t).to(dtype)) + self.stride(sinusoid(t.double() - s.double()).to(dtype))
+            strides = sinusoid(t.double() - s.double(), self.scale)
+            return self.time(sinusoid(t, self.scale).to(dtype)) + self.stride(strides.to(dtype))
 
 
 class Modulation(nn.Module):

@@ -38,6 +38,8 @@ class TrunkConfig:
     tied: bool = True
     """whether the text head is the text embedding"""
     time: TimeConditioning = "adaln_single"
+    time_scale: float = 1000.0
+    """what times are multiplied by: waves as short as 2 pi / time_scale (IMM, arXiv 2503.07565, section 5: 1000)"""
     modulation_norm: bool = False
     """divide shifts, scales and gates by their root mean square (Terminal Velocity Matching, arXiv 2511.19797)"""
     state_ffn: bool = False
@@ -46,6 +48,8 @@ class TrunkConfig:
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}")
+        if not self.time_scale > 0:
+            raise ValueError(f"time_scale {self.time_scale} must be positive")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs, so make it even")
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmgen.model.time import TIME_SCALE
+from mmgen.model.trunk import TrunkConfig
 from mmgen.objectives import IMM, IMMConfig, Path
 from mmgen.objectives import imm as imm_module
 from mmgen.objectives.path import Prediction, Schedule
@@ -78,8 +78,8 @@ def toy(vectors: Vectors, path: Path, second_time: str, onehot: Tensor | None) -
 
     def output(x: Tensor, t: Tensor | float, s: Tensor | float) -> Tensor:
         column = [torch.as_tensor(time, dtype=torch.float64).reshape(-1, 1) for time in (t, s)]
-        now = TIME_SCALE * column[0]
-        other = TIME_SCALE * (column[1] if second_time == "identity" else column[0] - column[1])
+        now = TrunkConfig.time_scale * column[0]
+        other = TrunkConfig.time_scale * (column[1] if second_time == "identity" else column[0] - column[1])
         flat = (path.c_in(t) * x).flatten(1)
         z = flat @ vectors["toy_W"].T + vectors["toy_b"]
         z = z + now / 1000 * vectors["toy_u"] + other / 1000 * vectors["toy_v"]
@@ -96,7 +96,7 @@ def with_guidance(vectors: Vectors, path: Path, second_time: str, onehot: Tensor
 
 
 def schedules(vectors: Vectors) -> Computed:
-    yield "time_scale", torch.tensor(TIME_SCALE)
+    yield "time_scale", torch.tensor(TrunkConfig.time_scale)
     t, s = vectors["grid_t"], vectors["grid_s"]
     x, noise, x_t = vectors["x0"], vectors["noise"], vectors["x_t"]
     for schedule in SCHEDULES:

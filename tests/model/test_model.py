@@ -11,7 +11,8 @@ from mmgen.data.pack import PackConfig, Packer
 from mmgen.model.attention import plan_attention
 from mmgen.model.attention.rule import allow
 from mmgen.model.model import Model, plan_batch
-from mmgen.model.time import Modulation
+from mmgen.model.time import NUM_FREQUENCIES, Modulation, sinusoid
+from mmgen.model.trunk import TrunkConfig
 from mmgen.objectives import FlowMatching, FlowMatchingConfig
 from mmgen.objectives.draw import NoisyState, draw_state
 from mmgen.sequence import PAD, Document, Layout, PackedBatch, Stream
@@ -191,3 +192,17 @@ def test_normalised_modulation_is_one_size_whatever_the_weights():
         blocks, final = module(embedding)
         sizes = [(blocks - base).square().mean(-1), final[:, :1].square().mean(-1)]
         assert all(bool((size - 1).abs().max() < 1e-3) == norm for size in sizes)
+
+
+def test_the_time_scale_sets_the_shortest_wave():
+    """Times that differ by 2 pi / scale agree in the fastest pair, and by half of that are opposite in it."""
+    t = torch.tensor([0.3])
+    for scale in (1000.0, 100.0):
+        wave = 2 * torch.pi / scale
+        at, half, whole = (
+            sinusoid(t + shift, scale)[0, [0, NUM_FREQUENCIES]] for shift in (0, wave / 2, wave)
+        )
+        torch.testing.assert_close(whole, at, rtol=0, atol=1e-3)
+        torch.testing.assert_close(half, -at, rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="time_scale 0 must be positive"):
+        TrunkConfig(time_scale=0)
