@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmgen.model.joint import invert, plain
 from mmgen.objectives.path import Path
 
 Output = Callable[[Tensor, float, float], Tensor]
@@ -120,16 +121,26 @@ def guided(output: Output, null: Output, guidance: float) -> Output:
     return mixed
 
 
+def tempered(logits: Float[Tensor, "... V"], temperature: float, top_p: float) -> Float[Tensor, "... V"]:
+    """Log-probabilities of softmax(logits / temperature) restricted to its top-p nucleus, in float32 at least.
+
+    The nucleus is the fewest likeliest tokens whose probabilities reach top_p. Temperature 0 takes the likeliest one.
+    """
+    if temperature == 0:
+        return plain(torch.full_like(logits, -torch.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0))
+    log_probs = plain(logits / temperature)
+    if top_p == 1:
+        return log_probs
+    probabilities, order = log_probs.exp().sort(descending=True, stable=True)
+    reached = probabilities.cumsum(-1) >= top_p
+    outside = torch.zeros_like(reached)
+    outside[..., 1:] = reached[..., :-1]
+    return plain(log_probs.masked_fill(torch.zeros_like(reached).scatter(-1, order, outside), -torch.inf))
+
+
 def draw_token(
     logits: Float[Tensor, "V"], temperature: float, top_p: float, draw: np.random.Generator
 ) -> int:
     """A token from softmax(logits / temperature) restricted to its top-p nucleus, by inversion of one uniform draw."""
-    if temperature == 0:
-        return int(logits.argmax())
-    probabilities, order = (logits.double() / temperature).softmax(-1).sort(descending=True, stable=True)
-    cumulative = probabilities.cumsum(-1)
-    # the nucleus is the shortest prefix that reaches top_p
-    size = int((cumulative < top_p).sum()) + 1
-    target = draw.random() * cumulative[:size][-1]
-    rank = int(torch.searchsorted(cumulative[:size], target, right=True))
-    return int(order[min(rank, size - 1)])
+    probabilities = tempered(logits.double(), temperature, top_p).exp()
+    return int(invert(probabilities, torch.tensor(draw.random(), dtype=torch.float64)))
