@@ -17,6 +17,7 @@ from mmgen.sequence import NO_LABEL
 
 TINY = 1e-30  # the logarithm of a use of 0 has no gradient
 
+
 class MixtureHead(JointHead):
     """sum over z of pi(z_1) prod_i q_i(x_i | z_i) T_i(z_i, z_(i+1)), all of them functions of h.
 
