@@ -26,13 +26,16 @@ Law = Callable[[Float[Tensor, "... V"]], Float[Tensor, "... V"]]
 """logits -> log-probabilities; sampling gives one with temperature and top-p"""
 
 
+JointKind = Literal["independent", "mixture", "hmm", "chain"]
+
+
 @dataclass(frozen=True)
 class JointConfig:
     """`independent`: k softmaxes of their own, the baseline. `mixture`: a latent picks one of R such products (a CP
     decomposition). `hmm`: the latent is a chain. `chain`: one layer applied k - 1 times, an exact chain rule.
     """
 
-    kind: Literal["independent", "mixture", "hmm", "chain"]
+    kind: JointKind
     tokens: int = 4
     """k, the first one included, which the trunk predicts too"""
     components: int = 8
