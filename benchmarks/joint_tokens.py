@@ -224,9 +224,17 @@ def _draw_kept(axis: Axes, values: Values) -> None:
                 here.setdefault(point, []).append(SHORT[name])
         for (bits, tokens), names in here.items():
             axis.plot(abs(bits), tokens, "o", color=color, clip_on=False)
-            above = 5 if tokens == case.num_tokens else -3  # clear of the line
-            text = ", ".join(names)
-            axis.annotate(text, (bits, tokens), (7, above), textcoords="offset points", fontsize=8.5)
+            # labels keep clear of the line and of each other
+            below_line = tokens < case.num_tokens
+            side = -1 if below_line and bits < 0.9 else 1
+            axis.annotate(
+                ", ".join(names),
+                (bits, tokens),
+                (7 * side, -3 if below_line else 5),
+                textcoords="offset points",
+                ha="left" if side > 0 else "right",
+                fontsize=8.5,
+            )
         axis.axhline(case.num_tokens, color=color, ls="--", lw=1)
         label = f"{case.name.partition(',')[0]}: at most {case.num_tokens}"
         axis.text(2.5, case.num_tokens + 0.05, label, ha="right", fontsize=8.5, color=color)
