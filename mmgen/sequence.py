@@ -6,7 +6,7 @@ span, D channels of a token, I instances (noisy copies of a block).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -90,11 +90,16 @@ class Grouping:
     """How the noisy copies of a batch form groups: `particles` M copies of one shape each.
 
     A shape is a modality and a number of tokens. The copies of a group are of different blocks as far as there are
-    enough of them, or, if `within`, all of one block.
+    enough of them ("across"); of blocks that read one context, as far as the batch has M of such ("context"); or all of
+    one block ("within").
     """
 
     particles: int = 1
-    within: bool = False
+    of: Literal["across", "context", "within"] = "across"
+
+    @property
+    def within(self) -> bool:
+        return self.of == "within"
 
 
 UNGROUPED = Grouping()  # every copy by itself

@@ -4,7 +4,6 @@ Training packs whole documents through this, sampling appends spans to its cache
 by rank, block and position.
 """
 
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -141,7 +140,7 @@ class BatchWriter:
         if self._instances:
             modality, tokens = zip(*self._instances, strict=True)
             contexts = self._contexts
-            group, particle = _form_groups(self._instances, self.grouping)
+            group, particle = _form_groups(self._instances, contexts, self.grouping)
         else:  # one that nobody belongs to, so that an empty state stream still has a time to look up
             modality, tokens, group, particle, contexts = [PAD], [0], [0], [0], [0]
         instances = Instances(
@@ -177,29 +176,51 @@ class _Integers:
         )
 
 
-def _form_groups(shapes: Sequence[tuple[int, int]], grouping: Grouping) -> tuple[list[int], list[int]]:
-    """The group and the particle of each instance, given their shapes in the order of writing.
+def _form_groups(
+    shapes: Sequence[tuple[int, int]], contexts: Sequence[int], grouping: Grouping
+) -> tuple[list[int], list[int]]:
+    """The group and the particle of each instance, given their shapes and contexts in the order of writing.
 
     Copies of one block follow each other. Dealing them out in turns puts them into different groups, or spreads them
     evenly where there are fewer groups than copies. Groups are numbered by their first instance.
     """
     particles = grouping.particles
-    totals = Counter(shapes)
-    assert not any(total % particles for total in totals.values()), (
-        f"no whole groups of {particles}: {totals}"
-    )
-    seen: Counter[tuple[int, int]] = Counter()
-    numbers: dict[tuple[tuple[int, int], int], int] = {}
+    members: dict[Hashable, list[int]] = {}
+    for index, shape in enumerate(shapes):
+        key = (shape, contexts[index]) if grouping.of == "context" else shape
+        members.setdefault(key, []).append(index)
+    if grouping.of == "context":
+        members = _with_rests(members, shapes, particles)
+    place: dict[int, tuple[Hashable, int, int]] = {}
+    for key, alike in members.items():
+        assert len(alike) % particles == 0, f"no whole groups of {particles}: {len(alike)} of {key}"
+        for turn, index in enumerate(alike):
+            if grouping.within:
+                group, particle = divmod(turn, particles)
+            else:
+                particle, group = divmod(turn, len(alike) // particles)
+            place[index] = key, group, particle
+    numbers: dict[tuple[Hashable, int], int] = {}
     groups, places = [], []
-    for shape in shapes:
-        if grouping.within:
-            group, particle = divmod(seen[shape], particles)
-        else:
-            particle, group = divmod(seen[shape], totals[shape] // particles)
-        seen[shape] += 1
-        groups.append(numbers.setdefault((shape, group), len(numbers)))
+    for index in range(len(shapes)):
+        key, group, particle = place[index]
+        groups.append(numbers.setdefault((key, group), len(numbers)))
         places.append(particle)
     return groups, places
+
+
+def _with_rests(
+    members: Mapping[Hashable, Sequence[int]], shapes: Sequence[tuple[int, int]], particles: int
+) -> dict[Hashable, list[int]]:
+    """What makes no whole group of one context goes into groups with the rest of others of its shape."""
+    found: dict[Hashable, list[int]] = {}
+    for key, alike in members.items():
+        whole = len(alike) // particles * particles
+        if whole:
+            found[key] = list(alike[:whole])
+        for index in alike[whole:]:
+            found.setdefault(shapes[index], []).append(index)
+    return found
 
 
 def _empty_stream(rows: int, length: int, channels: Mapping[str, int]) -> Stream:

@@ -32,8 +32,9 @@ class IMMConfig:
     path: Path = field(default_factory=Path)
     particles: int = 4
     """M, the samples that a kernel compares; they share (t, s, r)"""
-    grouping: Literal["across", "within"] = "across"
-    """a group's particles are of different pictures, or noise draws of one (its copies then a multiple of M)"""
+    grouping: Literal["across", "context", "within"] = "across"
+    """a group's particles are of different pictures; of pictures with one caption, as far as a batch has M of them; or
+    noise draws of one picture (its copies then a multiple of M)"""
     k: float = 12.0
     """the target pass starts (eta_max - eta_min) / 2^k nearer to the data, in eta = sigma / alpha"""
     k_final: float | None = None
@@ -142,7 +143,7 @@ class IMM(Objective):
     needs_target = True
 
     def __init__(self, config: IMMConfig) -> None:
-        super().__init__(config.path, Grouping(config.particles, config.grouping == "within"))
+        super().__init__(config.path, Grouping(config.particles, config.grouping))
         self.config = config
         self.anchored = config.anchors > 0 or bool(config.anchors_final)
         self._weight_rms = self._root_mean_square_weight()

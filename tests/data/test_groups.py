@@ -23,7 +23,7 @@ from mmgen.sequence import PAD, UNGROUPED, Document, Grouping, PackedBatch, Samp
 from tests.parts import documents, modalities, picture, sample
 
 FOUR = Grouping(4)
-WITHIN = Grouping(4, within=True)
+WITHIN = Grouping(4, "within")
 TASKS = {"text image": 0.6, "image text": 0.2, "text": 0.2}
 
 
@@ -178,6 +178,23 @@ def test_within_makes_each_group_of_one_picture(two_sizes: Path):
         assert_groups_are_whole(batch, 4)
         of = source_of(batch)
         assert all(len({of[index] for index in members}) == 1 for members in groups(batch).values())
+
+
+def test_context_puts_pictures_of_one_caption_together_and_the_rest_with_others():
+    """Six red, five blue, one green: a whole group of each of the first two, and one of what is left of all."""
+    captions = ["red"] * 3 + ["blue"] * 5 + ["green"] + ["red"] * 3
+    config, parts = ComposeConfig({"text image": 1.0}, 0.0), modalities()
+    writer = BatchWriter(1, 256, 256, parts, grouping=Grouping(4, "context"))
+    for number, caption in enumerate(captions):
+        item = Sample(f"c{number}", "", {"text": caption}, picture(number))
+        writer.begin(0, number)
+        for span in compose(item, config, parts, keyed_numpy(number)).spans:
+            writer.add(span)
+    batch = writer.finish(len(captions))
+    assert_groups_are_whole(batch, 4)
+    of = source_of(batch)
+    found = [Counter(captions[of[index]] for index in members) for members in groups(batch).values()]
+    assert found == [{"red": 4}, {"blue": 4}, {"blue": 1, "green": 1, "red": 2}]
 
 
 def test_copies_that_make_no_group_within_a_picture_are_an_error_of_the_caller():
