@@ -50,7 +50,7 @@ class Run:
     """One training: an objective, what is set apart from the configuration, a seed, a number of steps."""
 
     folder: Path
-    data: DataName
+    data: str  # the name of its configuration
     objective: Literal["imm", "flow_matching"]
     seed: int
     steps: int
