@@ -27,8 +27,13 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
         "12": {"objective.k": 12, "objective.k_final": 12},
     },
     "gap": {"0": {"objective.gap": 0}, "0.03": {"objective.gap": 0.03}},
-    "particles": {"2": {"objective.particles": 2}, "8": {"objective.particles": 8}},
+    "particles": {
+        "1": {"objective.particles": 1},
+        "2": {"objective.particles": 2},
+        "8": {"objective.particles": 8},
+    },
     "groups": {
+        "of one caption": {"objective.grouping": "context"},
         "noise draws of one picture": {"objective.grouping": "within", "modalities.image.copies": 4},
     },
     "other captions": {"1": {"objective.across_contexts": 1}},
