@@ -10,6 +10,7 @@ from PIL import Image as Pictures
 
 from mmgen.data.compose import ComposeConfig, compose
 from mmgen.modalities import Modality, build_modalities
+from mmgen.model.joint import JointConfig
 from mmgen.model.model import Model
 from mmgen.model.trunk import TrunkConfig
 from mmgen.rng import keyed_numpy
@@ -48,11 +49,15 @@ def modalities(**image: object) -> dict[str, Modality]:
 
 
 def model(
-    config: TrunkConfig = TINY, seed: int = 0, dtype: torch.dtype = torch.float64, **image: object
+    config: TrunkConfig = TINY,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    joint: JointConfig | None = None,
+    **image: object,
 ) -> Model:
     """A model whose every parameter is random, so that nothing is hidden behind a zero."""
     torch.manual_seed(seed)
-    built = Model(config, modalities(**image), tokenizer().vocab_size).to(dtype)
+    built = Model(config, modalities(**image), tokenizer().vocab_size, joint).to(dtype)
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -37,6 +37,10 @@ class Sample:
     """heun costs two network calls a step; for flow matching only"""
     shift: float | None = None
     """above 1: more of the steps near noise; below 1: near the picture"""
+    tokens_per_pass: int | None = None
+    """of text: written in a pass of the trunk; those after the first are drafted by the model's joint head"""
+    verify: bool | None = None
+    """of text: keep of a draft what has the law of one token a pass; without it all of it is kept"""
     temperature: float | None = None
     """of text; 0 takes the likeliest token"""
     top_p: float | None = None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmgen.modalities import Modality
 from mmgen.model.attention import Attend, AttentionBackend, plan_attention
+from mmgen.model.joint import JointConfig, Vocabulary, build_joint_head
 from mmgen.model.time import Modulation, TimeEmbedding, modulate
 from mmgen.model.trunk import KeyValue, Trunk, TrunkConfig
 from mmgen.sequence import Layout, PackedBatch, Stream
@@ -44,9 +45,18 @@ class Target:
 
 
 class Model(nn.Module):
-    """The trunk with its modalities. Continuous tokens enter by a linear map each, text by an embedding."""
+    """The trunk with its modalities. Continuous tokens enter by a linear map each, text by an embedding.
 
-    def __init__(self, config: TrunkConfig, modalities: Mapping[str, Modality], vocab_size: int) -> None:
+    `joint_head` is of the next k text tokens, None where the configuration has none.
+    """
+
+    def __init__(
+        self,
+        config: TrunkConfig,
+        modalities: Mapping[str, Modality],
+        vocab_size: int,
+        joint: JointConfig | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.names = list(modalities)
@@ -66,6 +76,7 @@ class Model(nn.Module):
             if config.time == "adaln_single"
             else None
         )
+        self.joint_head = None if joint is None else build_joint_head(joint, config)
 
     def expand(
         self, stream: Stream, attend: Attend, past: Sequence[KeyValue] | None = None
@@ -132,6 +143,11 @@ class Model(nn.Module):
         weight = self.text_embedding.weight if self.text_head is None else self.text_head.weight
         with torch.autocast(hidden.device.type, enabled=False):
             return nn.functional.linear(hidden.to(weight.dtype), weight)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What a joint head borrows."""
+        return Vocabulary(self.text_embedding, self.logits)
 
     def _embed_context(self, stream: Stream) -> Float[Tensor, "B L W"]:
         return self._embed_values(stream, stream.values, self.text_embedding(stream.ids))

@@ -13,13 +13,17 @@ from mmgen.model.trunk import TrunkConfig
 @dataclass
 class Cost:
     """Compute spent so far: network evaluations of pictures (per picture; of one block each), operations by kind, and
-    seconds. Kinds: reading what is given, refining, reading finished blocks, writing text."""
+    seconds. Kinds: reading what is given, refining, reading finished blocks, writing text. `tokens` of text were
+    written in `passes` of the trunk, both summed over requests.
+    """
 
     nfe: int = 0
     prefill_flops: float = 0.0
     refine_flops: float = 0.0
     commit_flops: float = 0.0
     decode_flops: float = 0.0
+    tokens: int = 0
+    passes: int = 0
     seconds: float = 0.0
 
     @property
@@ -27,7 +31,10 @@ class Cost:
         return self.prefill_flops + self.refine_flops + self.commit_flops + self.decode_flops
 
     def __str__(self) -> str:
-        return f"{self.nfe} network evaluations a picture, {self.flops / 1e9:.3g} GFLOP, {self.seconds:.3g} s"
+        parts = [f"{self.nfe} network evaluations a picture"] if self.nfe else []
+        if self.tokens:
+            parts.append(f"{self.tokens} tokens in {self.passes} passes")
+        return ", ".join([*parts, f"{self.flops / 1e9:.3g} GFLOP", f"{self.seconds:.3g} s"])
 
 
 def trunk_flops(config: TrunkConfig, num_tokens: float, num_keys: float) -> float:

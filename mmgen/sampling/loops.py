@@ -4,12 +4,11 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Protocol
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmgen.model.joint import invert, plain
+from mmgen.model.joint import plain
 from mmgen.objectives.path import Path
 
 Output = Callable[[Tensor, float, float], Tensor]
@@ -136,11 +135,3 @@ def tempered(logits: Float[Tensor, "... V"], temperature: float, top_p: float) -
     outside = torch.zeros_like(reached)
     outside[..., 1:] = reached[..., :-1]
     return plain(log_probs.masked_fill(torch.zeros_like(reached).scatter(-1, order, outside), -torch.inf))
-
-
-def draw_token(
-    logits: Float[Tensor, "V"], temperature: float, top_p: float, draw: np.random.Generator
-) -> int:
-    """A token from softmax(logits / temperature) restricted to its top-p nucleus, by inversion of one uniform draw."""
-    probabilities = tempered(logits.double(), temperature, top_p).exp()
-    return int(invert(probabilities, torch.tensor(draw.random(), dtype=torch.float64)))

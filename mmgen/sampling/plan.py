@@ -12,7 +12,9 @@ class Plan:
     after it. `steps` is the number of refinement steps of a block, or one number for each. `guidance` w mixes
     G_null + w (G - G_null); 1 is none and costs one network call a step instead of two. `solver` heun makes two calls a
     step, of velocities only (flow matching). `shift` above 1 puts more of the steps near noise, below 1 near the data.
-    `temperature` 0 takes the likeliest token; `top_p` keeps the fewest tokens whose probabilities reach it.
+    Text is written `tokens_per_pass` tokens a pass of the trunk, those after the first drafted by its joint head; if
+    `verify`, what is kept has the law of one token a pass. `temperature` 0 takes the likeliest token; `top_p` keeps the
+    fewest tokens whose probabilities reach it.
     """
 
     blocks: int = 1
@@ -20,6 +22,8 @@ class Plan:
     guidance: float = 1.0
     solver: Literal["euler", "heun"] = "euler"
     shift: float = 1.0
+    tokens_per_pass: int = 1
+    verify: bool = True
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 64
@@ -37,6 +41,8 @@ class Plan:
             raise ValueError(f"guidance {self.guidance} must be at least 0 (1 is none)")
         if not self.shift > 0:
             raise ValueError(f"shift {self.shift} must be positive (1 is none)")
+        if self.tokens_per_pass < 1:
+            raise ValueError(f"tokens_per_pass {self.tokens_per_pass} must be at least 1")
         if self.temperature < 0:
             raise ValueError(
                 f"temperature {self.temperature} must be at least 0 (0 takes the likeliest token)"

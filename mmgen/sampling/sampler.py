@@ -18,9 +18,11 @@ from mmgen.model.model import Model
 from mmgen.objectives import Objective
 from mmgen.rng import keyed_numpy, keyed_torch
 from mmgen.sampling.cost import Cost, context_flops, head_flops, state_flops
-from mmgen.sampling.loops import draw_token, guided, heun, pushforward, shifted, uniform_grid
+from mmgen.sampling.loops import guided, heun, pushforward, shifted, tempered, uniform_grid
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.session import Session
+from mmgen.sampling.text import TextDecoder
+from mmgen.sampling.verify import speculate
 from mmgen.sequence import Span
 from mmgen.tokenization.latents import picture_to_tensor, tensor_to_picture
 
@@ -114,6 +116,7 @@ class Sampler:
     ) -> Result:
         """One text a picture. Request i draws from seed + i. Raises ValueError for a size that makes no tokens."""
         plan = plan or self.plan
+        self._check_text(plan)
         texts, cost = [], Cost()
         for chunk, seeds in _batches(pictures, seed, cost):
             rows = [self._picture_document(picture, own) for picture, own in zip(chunk, seeds, strict=True)]
@@ -124,6 +127,7 @@ class Sampler:
     def complete(self, prompts: Sequence[str], plan: Plan | None = None, seed: int = 0) -> Result:
         """The text that follows each prompt. Request i draws from seed + i."""
         plan = plan or self.plan
+        self._check_text(plan)
         texts, cost = [], Cost()
         for chunk, seeds in _batches(prompts, seed, cost):
             texts += self._draw_texts([self._prompt(prompt) for prompt in chunk], plan, seeds, cost)
@@ -238,36 +242,41 @@ class Sampler:
 
     def _draw_texts(self, rows: list[list[Span]], plan: Plan, seeds: Sequence[int], cost: Cost) -> list[str]:
         tokenizer, config = self.text.tokenizer, self.model.config
-        session = self._session(rows, plan.max_tokens)
+        # a row that has ended may hold a pass beyond its limit, and go through another
+        session = self._session(rows, plan.max_tokens + 2 * plan.tokens_per_pass)
         hidden = session.read(rows)
         length, channels = session.cache.length, self._context_channels
         cost.prefill_flops += context_flops(config, len(rows) * length, length, channels)
-        draws = [keyed_numpy(seed, "text") for seed in seeds]
-        texts: list[list[int]] = [[] for _ in rows]
-        running = set(range(len(rows)))
-        not_text = sorted(tokenizer.specials - {tokenizer.end})
-        for number in range(plan.max_tokens):
-            logits = self.model.logits(hidden)
-            cost.decode_flops += head_flops(config, len(rows), logits.shape[-1])
-            logits[:, not_text] = -torch.inf
-            for row in sorted(running):
-                token = draw_token(logits[row].cpu(), plan.temperature, plan.top_p, draws[row])
-                if token == tokenizer.end:
-                    running.remove(row)
-                else:
-                    texts[row].append(token)
-            if not running or number + 1 == plan.max_tokens:
-                break
-            hidden = session.read(
-                [
-                    [self.text.span(texts[row][-1:], session.positions[row], predicted=False)]
-                    if row in running
-                    else []
-                    for row in range(len(rows))
-                ]
-            )
-            cost.decode_flops += context_flops(config, len(rows), session.cache.length, channels)
-        return [tokenizer.decode(ids) for ids in texts]
+        logits = self.model.logits(hidden)
+        cost.decode_flops += head_flops(config, len(rows), logits.shape[-1])
+        not_text = torch.tensor(sorted(tokenizer.specials - {tokenizer.end}), device=logits.device)
+
+        def law(logits: Float[Tensor, "... V"]) -> Float[Tensor, "... V"]:
+            return tempered(logits.index_fill(-1, not_text, -torch.inf), plan.temperature, plan.top_p)
+
+        decoder = TextDecoder(session, self.text, channels, cost)
+        written = speculate(
+            self.model.joint_head,
+            self.model.vocabulary,
+            decoder,
+            logits,
+            hidden,
+            law,
+            [keyed_numpy(seed, "text") for seed in seeds],
+            plan.max_tokens,
+            tokenizer.end,
+            tokens_per_pass=plan.tokens_per_pass,
+            lossless=plan.verify,
+        )
+        cost.tokens += sum(map(len, written.tokens))
+        cost.passes += sum(written.passes)
+        return [tokenizer.decode(ids) for ids in written.tokens]
+
+    def _check_text(self, plan: Plan) -> None:
+        head = self.model.joint_head
+        if plan.tokens_per_pass > (1 if head is None else head.num_tokens):
+            most = "no joint head" if head is None else f"a joint head of {head.num_tokens} tokens"
+            raise ValueError(f"tokens_per_pass {plan.tokens_per_pass}: this model has {most}")
 
     @property
     def _context_channels(self) -> int:

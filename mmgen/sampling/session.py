@@ -8,7 +8,7 @@ token of no document, which the mask rule hides.
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmgen.modalities import Modality
@@ -23,28 +23,49 @@ ToldTarget = Callable[[Tensor, Tensor], Tensor]
 
 
 class Cache:
-    """Keys and values of what was read, in tensors allocated once [rows, capacity, K, E], and their layout."""
+    """Keys and values of what was read, in tensors allocated once [rows, capacity, K, E], and their layout.
+
+    Each row's tokens stand together from the left: `lengths` of them, of `length` at most.
+    """
 
     def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
-        self.rows = rows
         self.capacity = capacity
-        self.length = 0
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.kvs: list[KeyValue] = []
-        pad = torch.full((rows, 0), PAD, device=device)
-        self.layout = Layout(pad, pad, pad, torch.zeros(rows, 0, dtype=torch.bool, device=device))
+        pad = torch.full((rows, capacity), PAD, device=device)
+        public = torch.zeros(rows, capacity, dtype=torch.bool, device=device)
+        self._layout = Layout(pad, pad.clone(), pad.clone(), public)
+
+    @property
+    def length(self) -> int:
+        return int(self.lengths.max())
+
+    @property
+    def layout(self) -> Layout:
+        here = slice(self.length)
+        own = self._layout
+        return Layout(own.document[:, here], own.block[:, here], own.rank[:, here], own.public[:, here])
 
     def append(self, kvs: Sequence[KeyValue], layout: Layout) -> None:
-        count = layout.shape[1]
-        assert self.length + count <= self.capacity, "a cache is made large enough for its plan"
+        """Adds the tokens of `layout` that are of a document; each row's come first in it."""
+        row, column = (layout.document != PAD).nonzero(as_tuple=True)
+        place = row, self.lengths[row] + column
+        self.lengths = self.lengths + (layout.document != PAD).sum(1)
+        assert self.length <= self.capacity, "a cache is made large enough for its plan"
         if not self.kvs:
-            shape = (self.rows, self.capacity, *kvs[0][0].shape[2:])
+            shape = (len(self.lengths), self.capacity, *kvs[0][0].shape[2:])
             self.kvs = [(k.new_zeros(shape), v.new_zeros(shape)) for k, v in kvs]
-        here = slice(self.length, self.length + count)
-        for (keys, values), (k, v) in zip(self.kvs, kvs, strict=True):
-            keys[:, here] = k
-            values[:, here] = v
-        self.length += count
-        self.layout = Layout.concat([self.layout, layout])
+        for own, new in zip(self.kvs, kvs, strict=True):
+            for mine, made in zip(own, new, strict=True):
+                mine[place] = made[row, column]
+        for name in ("document", "block", "rank", "public"):
+            getattr(self._layout, name)[place] = getattr(layout, name)[row, column]
+
+    def truncate(self, lengths: Int[Tensor, "R"]) -> None:
+        """Forgets what each row has beyond its new length."""
+        self.lengths = lengths
+        beyond = torch.arange(self.capacity, device=lengths.device) >= lengths[:, None]
+        self._layout.document[beyond] = PAD
 
     def past(self) -> list[KeyValue]:
         return [(k[:, : self.length], v[:, : self.length]) for k, v in self.kvs]
@@ -55,7 +76,7 @@ class Cache:
 
 
 class Session:
-    """Rows of documents that grow. `capacity` bounds the tokens that a row can read, padding included."""
+    """Rows of documents that grow. `capacity` bounds the tokens that a row can read."""
 
     def __init__(self, model: Model, modalities: Mapping[str, Modality], rows: int, capacity: int) -> None:
         self.model = model
@@ -93,6 +114,13 @@ class Session:
         hidden, kvs = self.model.expand(stream, attend, self.cache.past() or None)
         self.cache.append(kvs, stream.layout)
         return hidden
+
+    def forget(self, num_tokens: Sequence[int]) -> None:
+        """Takes back the last tokens of each row; they are of text."""
+        for row, num in enumerate(num_tokens):
+            self.ranks[row] -= num
+            self.positions[row] -= num
+        self.cache.truncate(self.cache.lengths - torch.tensor(num_tokens, device=self.device))
 
     def output(self, spans: Sequence[Span], told_target: ToldTarget) -> Output:
         """G(x, t, s | what each row has read), for one noisy span a row at the row's present rank; x is [R, S, D]."""

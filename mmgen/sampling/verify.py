@@ -82,7 +82,7 @@ class Speculated:
 
 
 def speculate(
-    head: JointHead,
+    head: JointHead | None,
     vocabulary: Vocabulary,
     decoder: Decoder,
     logits: Float[Tensor, "N V"],
@@ -91,14 +91,23 @@ def speculate(
     draws: Sequence[np.random.Generator],
     max_tokens: int,
     end: int | None = None,
+    *,
+    tokens_per_pass: int | None = None,
+    lossless: bool = True,
 ) -> Speculated:
     """Up to `max_tokens` tokens a row, of the law that drawing them from the trunk one by one has.
 
     `logits` and `hidden` are of what was read so far. `law` is applied to the trunk's logits and to the head's. Each
     row has random numbers of its own (`draws`), so that what it gets does not depend on its batch. `end` ends a row
     and is not among its tokens. Rows that have ended go through the passes until all have.
+
+    A pass of the trunk reads `tokens_per_pass` tokens, as many as the head says where it is not given. One is plain
+    autoregression, and needs no head. Where not `lossless` every draft is kept: the law is then the head's as much as
+    the trunk's.
     """
-    num_drafted = head.num_tokens - 1
+    if tokens_per_pass is None:
+        tokens_per_pass = 1 if head is None else head.num_tokens
+    num_drafted = tokens_per_pass - 1
     rows, passes = [[] for _ in draws], [0 for _ in draws]
     running = set(range(len(draws)))
 
@@ -112,16 +121,25 @@ def speculate(
                 running.remove(row)
 
     token = invert(law(logits.double()).exp(), _uniform(draws, 1, logits.device)[:, 0])
+    nothing = Drawn(token[:, None][:, :0], logits.double()[:, None][:, :0])
     while True:
         for row, first in enumerate(token.tolist()):
             commit(row, [first])
         if not running:
             return Speculated(rows, passes)
         uniform = _uniform(draws, 2 * num_drafted + 1, logits.device)
-        drawn = head.start(hidden, vocabulary, law).extend(token).draw(uniform[:, :num_drafted])
+        drawn = nothing
+        if num_drafted:
+            assert head is not None, "a draft needs a head"
+            drawn = head.start(hidden, vocabulary, law).extend(token).draw(uniform[:, :num_drafted])
         logits, states = decoder.advance(torch.cat([token[:, None], drawn.tokens], 1))
-        verdict = verify(drawn, law(logits.double()).exp(), uniform[:, num_drafted:])
-        decoder.truncate(1 + verdict.kept)
+        p = law(logits.double()).exp()
+        verdict = verify(drawn, p, uniform[:, num_drafted:])
+        if not lossless:
+            kept = torch.full_like(verdict.kept, num_drafted)
+            verdict = Verdict(kept, invert(p[:, -1], uniform[:, -1]))
+        before = torch.tensor([row in running for row in range(len(rows))], device=token.device)
+        decoder.truncate((1 + verdict.kept).where(before, 0))
         for row in running:
             passes[row] += 1
         for row, (drafted, kept) in enumerate(zip(drawn.tokens.tolist(), verdict.kept.tolist(), strict=True)):

@@ -11,6 +11,7 @@ from mmgen.data.loader import DataConfig
 from mmgen.data.streams import SourceConfig
 from mmgen.modalities import Modality, build_modalities
 from mmgen.model.attention import AttentionBackend
+from mmgen.model.joint import JointConfig
 from mmgen.model.model import Model
 from mmgen.model.trunk import TrunkConfig
 from mmgen.objectives import (
@@ -109,6 +110,8 @@ class RunConfig:
     modalities: dict[str, dict[str, Any]] = field(default_factory=lambda: {"text": {}, "image": {}})
     model: TrunkConfig = field(default_factory=TrunkConfig)
     objective: ObjectiveConfig = field(default_factory=FlowMatchingConfig)
+    joint: JointConfig | None = None
+    """a head that says several text tokens at once, null for none"""
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -128,6 +131,7 @@ class Parts:
     modalities: dict[str, Modality]
     model: Model
     objective: Objective
+    joint: JointConfig | None = None
 
 
 def build(config: RunConfig) -> Parts:
@@ -136,8 +140,8 @@ def build(config: RunConfig) -> Parts:
     modalities = build_modalities(config.modalities, tokenizer)
     objective = build_objective(config.objective)
     check_modalities(objective, modalities)
-    model = Model(config.model, modalities, tokenizer.vocab_size)
-    return Parts(tokenizer, modalities, model, objective)
+    model = Model(config.model, modalities, tokenizer.vocab_size, config.joint)
+    return Parts(tokenizer, modalities, model, objective, config.joint)
 
 
 def load(run: str | Path, which: str = "ema") -> Sampler:

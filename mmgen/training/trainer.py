@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from mmgen.config import save_yaml, to_mapping
 from mmgen.data.loader import DataConfig, Loader
 from mmgen.evaluation.grid import picture_grid
+from mmgen.model.joint import label_windows
 from mmgen.model.model import Target
 from mmgen.objectives import Objective, text_loss
 from mmgen.objectives.draw import NoisyState
@@ -67,7 +68,7 @@ class Loss:
 
 def compute_losses(parts: Parts, feed: Feed, precision: str, device: torch.device) -> dict[str, Loss]:
     """The loss of every modality on one batch: expand the context, refine the state, and for an objective that needs
-    one the target state too.
+    one the target state too. The joint head's is `joint`, over the tokens of its windows.
     """
     feed = move(feed, device)
     batch, state, objective = feed.batch, feed.state, parts.objective
@@ -79,6 +80,11 @@ def compute_losses(parts: Parts, feed: Feed, precision: str, device: torch.devic
         hidden, outputs, targets = parts.model(batch, state.x, state.t, told, feed.attention, target)
     asked = batch.labels != NO_LABEL
     losses = {"text": Loss(text_loss(parts.model.logits(hidden[asked]), batch.labels[asked]), asked.sum())}
+    head = parts.model.joint_head
+    if head is not None and feed.windows is not None:
+        tokens = label_windows(batch.labels, head.num_tokens)[feed.windows]
+        total = head.training_loss(hidden[feed.windows], tokens, parts.model.vocabulary)
+        losses["joint"] = Loss(total, (tokens != NO_LABEL).sum())
     for name, output in outputs.items():
         here = batch.state.modality == list(parts.modalities).index(name)
         if targets is None:
@@ -114,10 +120,11 @@ def _group_losses(
 
 
 def weighted(parts: Parts, losses: Mapping[str, Loss]) -> Tensor:
-    """What is minimized: each modality's mean times its weight."""
-    return torch.stack(
-        [parts.modalities[name].loss_weight * loss.mean() for name, loss in losses.items()]
-    ).sum()
+    """What is minimized: the mean of each modality, and of the joint head, times its weight."""
+    weights = {name: modality.loss_weight for name, modality in parts.modalities.items()}
+    if parts.joint is not None:
+        weights["joint"] = parts.joint.weight
+    return torch.stack([weights[name] * loss.mean() for name, loss in losses.items()]).sum()
 
 
 def train(config: RunConfig, resume: bool = False) -> Path:
@@ -168,6 +175,7 @@ def train(config: RunConfig, resume: bool = False) -> Path:
         step=step,
         total_steps=total,
         ahead=config.train.prefetch,
+        joint=config.joint,
     )
     meters = Meters()
     remarks = ""
@@ -230,6 +238,7 @@ def validate(parts: Parts, config: RunConfig, device: torch.device) -> dict[str,
         step=1,
         total_steps=1,
         ahead=False,
+        joint=config.joint,
     )
     for feed, _ in islice(ready, config.validation.batches):
         for name, loss in compute_losses(parts, feed, config.train.precision, device).items():

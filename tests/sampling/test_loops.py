@@ -7,13 +7,13 @@ import torch
 from mmgen.objectives import Path
 from mmgen.rng import keyed_numpy
 from mmgen.sampling.loops import (
-    draw_token,
     edm_grid,
     guided,
     heun,
     pushforward,
     restart,
     shifted,
+    tempered,
     through_grid,
     uniform_grid,
 )
@@ -191,14 +191,13 @@ def test_guidance_of_one_makes_no_second_call_and_of_zero_is_the_null():
 
 def test_tokens_follow_the_law_and_the_nucleus():
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
-    draw = keyed_numpy("tokens")
-    counts = np.bincount([draw_token(logits, 1.0, 1.0, draw) for _ in range(4000)], minlength=4) / 4000
-    np.testing.assert_allclose(counts, [0.5, 0.3, 0.15, 0.05], atol=0.03)
-    counts = np.bincount([draw_token(logits, 1.0, 0.7, draw) for _ in range(4000)], minlength=4) / 4000
-    np.testing.assert_allclose(counts, [0.625, 0.375, 0, 0], atol=0.03)
-    counts = np.bincount([draw_token(logits, 0.5, 1.0, draw) for _ in range(4000)], minlength=4) / 4000
-    np.testing.assert_allclose(counts, np.array([0.25, 0.09, 0.0225, 0.0025]) / 0.365, atol=0.03)
-    assert draw_token(logits, 0.0, 1.0, draw) == 0
+    for (temperature, top_p), expected in {
+        (1.0, 1.0): [0.5, 0.3, 0.15, 0.05],
+        (1.0, 0.7): [0.625, 0.375, 0, 0],
+        (0.5, 1.0): [0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365],
+        (0.0, 1.0): [1.0, 0.0, 0.0, 0.0],
+    }.items():
+        torch.testing.assert_close(tempered(logits, temperature, top_p).exp(), torch.tensor(expected))
 
 
 @pytest.mark.parametrize(
@@ -209,6 +208,7 @@ def test_tokens_follow_the_law_and_the_nucleus():
         ({"shift": 0.0}, "shift 0.0 must be positive"),
         ({"top_p": 0.0}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"tokens_per_pass": 0}, "tokens_per_pass 0"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(change: dict, message: str):

@@ -1,18 +1,22 @@
 """What a request gets depends on the request alone, and on the model as it was trained."""
 
+from collections import Counter
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmgen.data.pack import PackConfig, Packer
 from mmgen.modalities import bands
+from mmgen.model.joint import JointConfig, JointKind
 from mmgen.model.model import plan_batch
 from mmgen.objectives import IMM, FlowMatching, FlowMatchingConfig, IMMConfig, Objective
 from mmgen.rng import keyed_numpy, keyed_torch
-from mmgen.sampling.loops import guided, pushforward
+from mmgen.sampling.loops import guided, pushforward, tempered
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
 from mmgen.sampling.session import Session
@@ -25,8 +29,17 @@ FLOW = FlowMatching(FlowMatchingConfig())
 MOMENTS = IMM(IMMConfig())
 
 
-def sampler(dtype: torch.dtype = torch.float64, objective: Objective = FLOW, **overrides: object) -> Sampler:
-    net = model(replace(TINY, **overrides), dtype=dtype)
+KINDS = ("independent", "mixture", "hmm", "chain")
+
+
+def sampler(
+    dtype: torch.dtype = torch.float64,
+    objective: Objective = FLOW,
+    joint: str | None = None,
+    **overrides: object,
+) -> Sampler:
+    head = None if joint is None else JointConfig(cast(JointKind, joint), tokens=4, components=3, rank=8)
+    net = model(replace(TINY, **overrides), dtype=dtype, joint=head)
     return Sampler(net, modalities(), objective, (16, 16))
 
 
@@ -83,6 +96,105 @@ def test_texts_batched_equal_one_by_one():
     assert together == [
         writes.complete([p], plan, seed=3 + i).text[0] for i, p in enumerate(["red", "a large blue", "the"])
     ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_tokens_a_pass_are_one_by_one_what_they_are_in_a_batch(kind: str):
+    writes = sampler(joint=kind)
+    plan = Plan(max_tokens=12, tokens_per_pass=3)
+    prompts = ["red", "a large blue", "the", "a picture of the small green square"]
+    together = writes.complete(prompts, plan, seed=3)
+    assert together.text == [writes.complete([p], plan, seed=3 + i).text[0] for i, p in enumerate(prompts)]
+    assert together.cost.tokens > together.cost.passes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_likeliest_text_is_the_same_however_many_tokens_a_pass_writes(kind: str):
+    writes = sampler(joint=kind)
+    pictures = [picture(i) for i in range(4)]
+    texts = [
+        writes.describe(pictures, Plan(max_tokens=15, tokens_per_pass=k, temperature=0)).text
+        for k in (1, 2, 3, 4)
+    ]
+    assert texts[0] == texts[1] == texts[2] == texts[3]
+    unverified = Plan(max_tokens=15, tokens_per_pass=4, temperature=0, verify=False)
+    assert writes.describe(pictures, unverified).text != texts[0], "the control: an untrained head's own text"
+
+
+def test_two_tokens_of_a_real_model_have_its_law():
+    """A chi-square over the texts of two tokens, whose law is enumerated; drafts kept unseen fail it."""
+    writes, num = sampler(joint="mixture"), 4000
+    plan = Plan(max_tokens=2, tokens_per_pass=2, top_p=0.3)
+    tokenizer = writes.text.tokenizer
+    expected: dict[str, float] = Counter()
+    for first, p in following(writes, [], plan).items():
+        if first == tokenizer.end:
+            expected[""] += p * num
+            continue
+        for second, q in following(writes, [first], plan).items():
+            ids = [first] if second == tokenizer.end else [first, second]
+            expected[tokenizer.decode(ids)] += p * q * num
+    assert sum(expected.values()) == pytest.approx(num)
+    frequent = [text for text, due in expected.items() if due > 5]
+    assert len(frequent) > 20
+
+    def pvalue(plan: Plan) -> float:
+        seen = Counter(writes.complete(["red"] * num, plan).text)
+        counts = np.array([seen[text] for text in frequent])
+        due = np.array([expected[text] for text in frequent])
+        both = [[*each, num - each.sum()] for each in (counts, due)]
+        return stats.chisquare(*both).pvalue
+
+    assert pvalue(plan) > 1e-3
+    assert pvalue(replace(plan, verify=False)) < 1e-6
+
+
+def following(writes: Sampler, ids: list[int], plan: Plan) -> dict[int, float]:
+    """The law of the token after "red" and `ids`."""
+    spans = writes._prompt("red")
+    if ids:
+        spans.append(writes.text.span(ids, spans[-1].next_position, predicted=False))
+    with torch.no_grad():
+        logits = writes.model.logits(writes._session([spans]).read([spans]))[0]
+    logits[sorted(writes.text.tokenizer.specials - {writes.text.tokenizer.end})] = -torch.inf
+    law = tempered(logits, plan.temperature, plan.top_p).exp()
+    return {i: float(p) for i, p in enumerate(law) if p > 0}
+
+
+def test_tokens_that_are_taken_back_leave_no_trace():
+    """Rows that forget different numbers of tokens go on as rows that never read them, and use their places again."""
+    net, parts = model(), modalities()
+    rows = [[parts["text"].begin()] for _ in range(3)]
+    session = Session(net, parts, 3, 7)
+    session.read(rows)
+    for tokens, kept in (([5, 6, 7], [1, 3, 0]), ([8, 9, 5], [2, 0, 1])):
+        read_ids(session, [tokens] * 3)
+        session.forget([3 - num for num in kept])
+        rows = [
+            [*row, *(parts["text"].span([token], len(row) + i, predicted=False) for i, token in enumerate(tokens[:n]))]
+            for row, n in zip(rows, kept, strict=True)
+        ]  # fmt: skip
+    assert session.cache.lengths.tolist() == [4, 4, 2]
+    last = read_ids(session, [[7, 8]] * 3)
+    for row, spans in enumerate(rows):
+        fresh = Session(net, parts, 1, 8)
+        fresh.read([spans])
+        torch.testing.assert_close(last[row], read_ids(fresh, [[7, 8]])[0])
+
+
+def read_ids(session: Session, ids: list[list[int]]) -> torch.Tensor:
+    text = session.modalities["text"]
+    starts = list(session.positions)
+    return session.read_all(
+        [[text.span(row, start, predicted=False)] for row, start in zip(ids, starts, strict=True)]
+    )
+
+
+def test_more_tokens_a_pass_than_a_head_says_are_refused():
+    with pytest.raises(ValueError, match="tokens_per_pass 2: this model has no joint head"):
+        sampler().complete(["red"], Plan(tokens_per_pass=2))
+    with pytest.raises(ValueError, match="tokens_per_pass 5: this model has a joint head of 4 tokens"):
+        sampler(joint="chain").describe([picture(0)], Plan(tokens_per_pass=5))
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 4])
@@ -234,10 +346,16 @@ def test_costs_are_the_flops_that_the_counter_sees(overrides: dict, blocks: int)
     assert result.cost.nfe == 6 * blocks
     counted = counter.get_total_flops()
     assert abs(result.cost.flops - counted) / counted < 0.01
+
+
+@pytest.mark.parametrize("joint", [None, *KINDS])
+def test_costs_of_text_are_the_flops_that_the_counter_sees(joint: str | None):
+    draws = sampler(joint=joint)
+    per_pass = 1 if joint is None else 3
     with (
         FlopCounterMode(display=False) as counter,
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
     ):
-        result = draws.complete(["a red square"], Plan(max_tokens=6), seed=1)
+        result = draws.complete(["a red square"], Plan(max_tokens=6, tokens_per_pass=per_pass), seed=1)
     counted = counter.get_total_flops()
     assert abs(result.cost.flops - counted) / counted < 0.01

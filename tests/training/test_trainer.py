@@ -13,15 +13,27 @@ import torch
 
 from mmgen.config import save_yaml
 from mmgen.data.compose import ComposeConfig
-from mmgen.data.loader import DataConfig
+from mmgen.data.loader import DataConfig, Loader
 from mmgen.data.pack import PackConfig
 from mmgen.data.shards import write_shards
 from mmgen.data.streams import SourceConfig
+from mmgen.model.joint import JointConfig
+from mmgen.sampling.plan import Plan
+from mmgen.sequence import NO_LABEL
 from mmgen.tokenization.text import train_text
 from mmgen.training.checkpoint import latest_checkpoint
+from mmgen.training.feed import draw_windows
 from mmgen.training.metrics import LogConfig, read_metrics
 from mmgen.training.optim import OptimConfig
-from mmgen.training.run import CheckpointConfig, PreviewConfig, RunConfig, TrainConfig, ValidationConfig, load
+from mmgen.training.run import (
+    CheckpointConfig,
+    PreviewConfig,
+    RunConfig,
+    TrainConfig,
+    ValidationConfig,
+    build,
+    load,
+)
 from mmgen.training.trainer import train
 from tests.parts import TINY, WORDS, rows, sample, weights
 
@@ -52,9 +64,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 
 def test_ten_steps_equal_five_and_five_bit_for_bit(config: RunConfig, tmp_path: Path):
-    for precision, matrices in (("float32", "adamw"), ("bf16", "muon")):
+    for precision, matrices, joint in (
+        ("float32", "adamw", None),
+        ("bf16", "muon", JointConfig("hmm", 3, 4)),
+    ):
         optim = replace(config.optim, matrices=matrices)
-        base = replace(config, optim=optim, train=replace(config.train, precision=precision))
+        base = replace(config, joint=joint, optim=optim, train=replace(config.train, precision=precision))
         whole, parts = tmp_path / f"{precision}-whole", tmp_path / f"{precision}-parts"
         train(replace(base, run=str(whole)))
         # the schedule must be that of ten steps, so the first half is cut, not planned: a copy of the run at step 5
@@ -69,6 +84,42 @@ def test_ten_steps_equal_five_and_five_bit_for_bit(config: RunConfig, tmp_path: 
         assert expected.keys() == found.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
         assert rows(parts) == rows(whole)
+
+
+def test_a_joint_head_learns_beside_the_trunk_and_writes_several_tokens_a_pass(
+    config: RunConfig, tmp_path: Path
+):
+    """The captions are words of a small set: the head's loss falls, on held-out windows too, and drafts are kept."""
+    run = tmp_path / "run"
+    optim = OptimConfig(lr=1e-2, warmup_steps=2)
+    tasks = replace(config.data, compose=ComposeConfig({"text": 1.0}))
+    joint = JointConfig("chain", 3, weight=0.3, share=0.5)
+    config = replace(config, run=str(run), joint=joint, optim=optim, data=tasks)
+    config = replace(config, train=replace(config.train, steps=60, ema_decay=0.9), preview=PreviewConfig())
+    train(config)
+    found = rows(run)
+    first, last = found[0], next(row for row in reversed(found) if "joint_loss" in row)
+    assert last["joint_loss"] < 0.7 * first["joint_loss"]
+    held_out = [row["validation_joint_loss"] for row in found if "validation_joint_loss" in row]
+    assert held_out[-1] < held_out[0]
+    sampler = load(run)
+    plan = Plan(max_tokens=24, tokens_per_pass=3, temperature=0.3)
+    cost = sampler.complete(["a red"] * 8, plan).cost
+    assert cost.tokens / cost.passes > 1.2, "drafts are kept"
+    cost = sampler.complete(["a red"] * 8, replace(plan, tokens_per_pass=1)).cost
+    assert cost.tokens / cost.passes < 1.2
+
+
+def test_windows_are_drawn_by_seed_and_step_among_the_tokens_with_a_label(config: RunConfig):
+    parts = build(config)
+    batch, _ = next(iter(Loader(config.data, parts.modalities, 0)))
+    asked = batch.labels != NO_LABEL
+    found = [draw_windows(batch, 0.5, *key) for key in ((0, 1), (0, 1), (0, 2), (1, 1))]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2]) and not torch.equal(found[0], found[3])
+    assert all((each & asked).equal(each) for each in found)
+    assert 0.35 < sum(int(each.sum()) for each in found) / (4 * int(asked.sum())) < 0.65
+    assert draw_windows(batch, 1.0, 0, 1).equal(asked)
 
 
 def test_another_seed_is_another_run(config: RunConfig, tmp_path: Path):

@@ -159,6 +159,10 @@ class JointHead(nn.Module, ABC):
         before conditionals are taken, so that they stay exact.
         """
 
+    @abstractmethod
+    def draft_flops(self, num_drafted: int, vocab_size: int) -> float:
+        """Operations (two a multiply-add, matrix products alone) of drafting x_2.. for one row, x_1 being given."""
+
     def sample(
         self,
         hidden: Float[Tensor, "N W"],

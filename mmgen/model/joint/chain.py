@@ -50,6 +50,10 @@ class ChainHead(JointHead):
             terms.append(token_log_probs(vocabulary.unembed(state), tokens[:, offset]))
         return torch.stack(terms).sum(0)
 
+    def draft_flops(self, num_drafted: int, vocab_size: int) -> float:
+        weights = self.join.weight.numel() + sum(weight.numel() for weight in self.mlp.parameters())
+        return 2.0 * num_drafted * (weights + self.norm.weight.numel() * vocab_size)
+
     def start(self, hidden: Float[Tensor, "N W"], vocabulary: Vocabulary, law: Law = plain) -> "ChainDraft":
         return ChainDraft(self, vocabulary, law, hidden)
 

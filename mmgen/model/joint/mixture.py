@@ -68,6 +68,14 @@ class MixtureHead(JointHead):
             log_weights = log_weights + token_log_probs(logits, tokens[:, offset])
         return log_weights.logsumexp(-1)
 
+    def draft_flops(self, num_drafted: int, vocab_size: int) -> float:
+        width = self.prior.in_features
+        component = width * (self.rank + vocab_size)
+        transition = 0 if self.transition is None else self.transition.weight.numel()
+        # x_1 too is weighed by each component
+        states = (num_drafted + 1) * (width * self.rank + self.num_components * component)
+        return 2.0 * (self.prior.weight.numel() + states + num_drafted * transition)
+
     def start(self, hidden: Float[Tensor, "N W"], vocabulary: Vocabulary, law: Law = plain) -> "MixtureDraft":
         return MixtureDraft(self, hidden, vocabulary, law, self.log_prior(hidden), 0)
 

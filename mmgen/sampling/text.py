@@ -1,0 +1,43 @@
+"""A session that writes text, as speculative sampling sees it."""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmgen.modalities import Text
+from mmgen.sampling.cost import Cost, context_flops, head_flops
+from mmgen.sampling.session import Session
+
+
+class TextDecoder:
+    """Reads tokens into a session and takes them back; counts what its passes, and the drafts before them, cost.
+
+    `channels` is what all tokens of the context pass beside the blocks (see `cost.context_flops`).
+    """
+
+    def __init__(self, session: Session, text: Text, channels: int, cost: Cost) -> None:
+        self.session = session
+        self.text = text
+        self.channels = channels
+        self.cost = cost
+        self._num_read = 0
+
+    def advance(self, tokens: Int[Tensor, "N k"]) -> tuple[Float[Tensor, "N k V"], Float[Tensor, "N k W"]]:
+        """Reads k tokens a row. Returns, after each, the logits of the next token and the hidden state."""
+        session, model = self.session, self.session.model
+        num_rows, self._num_read = tokens.shape
+        num_keys = session.cache.length + self._num_read
+        rows = zip(tokens.tolist(), session.positions, strict=True)
+        hidden = session.read_all([[self.text.span(ids, start, predicted=False)] for ids, start in rows])
+        logits = model.logits(hidden)
+        num = num_rows * self._num_read
+        if self._num_read > 1:
+            assert model.joint_head is not None, "a draft needs a head"
+            drafted = model.joint_head.draft_flops(self._num_read - 1, logits.shape[-1])
+            self.cost.decode_flops += num_rows * drafted
+        self.cost.decode_flops += context_flops(model.config, num, num_keys, self.channels)
+        self.cost.decode_flops += head_flops(model.config, num, logits.shape[-1])
+        return logits, hidden
+
+    def truncate(self, num_tokens: Int[Tensor, "N"]) -> None:
+        """Forgets what the last `advance` read but for the first `num_tokens` of each row."""
+        self.session.forget([self._num_read - num for num in num_tokens.tolist()])
