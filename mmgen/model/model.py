@@ -166,7 +166,8 @@ class Model(nn.Module):
             else:
                 here = stream.modality == self.names.index(name)
                 out = torch.where(here[..., None], embedded, out)
-        assert out is not None, "a state stream without a continuous modality"
+        if out is None:  # a model of text alone has no noisy tokens
+            out = torch.zeros(*stream.ids.shape, self.config.width, dtype=dtype, device=stream.ids.device)
         return out
 
     def _context_inputs(self, stream: Stream, attend: Attend):
