@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from PIL import Image, UnidentifiedImageError
 
 from mmgen.cli.arguments import parse
 from mmgen.evaluation.grid import picture_grid
-from mmgen.sampling.plan import Plan
+from mmgen.sampling.plan import Plan, Solver
 from mmgen.sampling.sampler import Sampler
 from mmgen.training.run import load
 
@@ -33,8 +33,10 @@ class Sample:
     """refinement steps of a picture, or one number for each of its blocks"""
     guidance: float | None = None
     """1 is none; larger follows the prompt more closely and costs two network calls a step"""
-    solver: Literal["euler", "heun"] | None = None
-    """heun costs two network calls a step; for flow matching only"""
+    guidance_range: tuple[float, float] | None = None
+    """two times of [0, 1] (0: the picture, 1: noise); steps that begin outside have no guidance and cost one call"""
+    solver: Solver | None = None
+    """heun: two network calls a step, for flow matching; restart: noise anew before each step, for imm"""
     shift: float | None = None
     """above 1: more of the steps near noise; below 1: near the picture"""
     tokens_per_pass: int | None = None

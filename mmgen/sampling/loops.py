@@ -108,12 +108,20 @@ def restart(
     return x
 
 
-def guided(output: Output, null: Output, guidance: float) -> Output:
-    """G_null + w (G - G_null) (IMM, section 5): two network calls where w is not 1."""
+def guided(
+    output: Output, null: Output, guidance: float, between: tuple[float, float] = (0.0, 1.0)
+) -> Output:
+    """G_null + w (G - G_null) (IMM, section 5): two network calls where w is not 1.
+
+    Only where t lies between two times, both included (arXiv 2404.07724); elsewhere it is G, by one call.
+    """
     if guidance == 1:
         return output
+    low, high = between
 
     def mixed(x: Tensor, t: float, s: float) -> Tensor:
+        if not low <= t <= high:
+            return output(x, t, s)
         base = null(x, t, s)
         return base + guidance * (output(x, t, s) - base)
 

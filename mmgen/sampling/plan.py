@@ -3,29 +3,35 @@
 from dataclasses import dataclass
 from typing import Literal
 
+Solver = Literal["euler", "heun", "restart"]
+
 
 @dataclass(frozen=True)
 class Plan:
-    """A point of the surface that one checkpoint serves.
-
-    `blocks` is the number of autoregressive blocks of a picture, bands of its rows: a finished one is read by those
-    after it. `steps` is the number of refinement steps of a block, or one number for each. `guidance` w mixes
-    G_null + w (G - G_null); 1 is none and costs one network call a step instead of two. `solver` heun makes two calls a
-    step, of velocities only (flow matching). `shift` above 1 puts more of the steps near noise, below 1 near the data.
-    Text is written `tokens_per_pass` tokens a pass of the trunk, those after the first drafted by its joint head; if
-    `verify`, what is kept has the law of one token a pass. `temperature` 0 takes the likeliest token; `top_p` keeps the
-    fewest tokens whose probabilities reach it.
-    """
+    """A point of the surface that one checkpoint serves: how a picture is refined, and how text is written."""
 
     blocks: int = 1
+    """autoregressive blocks of a picture, bands of its rows: a finished one is read by those after it"""
     steps: int | tuple[int, ...] = 4
+    """refinement steps of a block, or one number for each"""
     guidance: float = 1.0
-    solver: Literal["euler", "heun"] = "euler"
+    """w of G_null + w (G - G_null); 1 is none and costs one network call a step instead of two"""
+    guidance_range: tuple[float, float] = (0.0, 1.0)
+    """times (1 is noise) between which steps begin that are guided"""
+    solver: Solver = "euler"
+    """euler jumps along the grid, each time from where the last jump landed. heun makes two calls a step, of velocities
+    only (flow matching). restart jumps to the data from every time of the grid, with fresh noise in between, and needs
+    a model that is told its target (IMM)"""
     shift: float = 1.0
+    """above 1 puts more of the steps near noise, below 1 near the data"""
     tokens_per_pass: int = 1
+    """of text, in a pass of the trunk; those after the first are drafted by its joint head"""
     verify: bool = True
+    """keep of a draft what has the law of one token a pass"""
     temperature: float = 1.0
+    """0 takes the likeliest token"""
     top_p: float = 1.0
+    """keep the fewest tokens whose probabilities reach it"""
     max_tokens: int = 64
 
     def __post_init__(self) -> None:
@@ -39,6 +45,11 @@ class Plan:
             raise ValueError(f"steps {self.steps} must be at least 1")
         if self.guidance < 0:
             raise ValueError(f"guidance {self.guidance} must be at least 0 (1 is none)")
+        low, high = self.guidance_range
+        if not 0 <= low < high <= 1:
+            raise ValueError(
+                f"guidance_range {low:g} {high:g} must be two times of [0, 1], the lower one first"
+            )
         if not self.shift > 0:
             raise ValueError(f"shift {self.shift} must be positive (1 is none)")
         if self.tokens_per_pass < 1:

@@ -18,7 +18,7 @@ from mmgen.model.model import Model
 from mmgen.objectives import Objective
 from mmgen.rng import keyed_numpy, keyed_torch
 from mmgen.sampling.cost import Cost, context_flops, head_flops, state_flops
-from mmgen.sampling.loops import guided, heun, pushforward, shifted, tempered, uniform_grid
+from mmgen.sampling.loops import Output, guided, heun, pushforward, restart, shifted, tempered, uniform_grid
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.session import Session
 from mmgen.sampling.text import TextDecoder
@@ -47,6 +47,18 @@ def _batches(requests: Sequence[T], seed: int, cost: Cost) -> Iterator[tuple[Seq
         started = time.perf_counter()
         yield chunk, list(range(seed + start, seed + start + len(chunk)))
         cost.seconds += time.perf_counter() - started
+
+
+class _Counted:
+    """An output that counts its calls."""
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self.calls = 0
+
+    def __call__(self, x: Tensor, t: float, s: float) -> Tensor:
+        self.calls += 1
+        return self.output(x, t, s)
 
 
 class Sampler:
@@ -100,6 +112,10 @@ class Sampler:
         if plan.solver == "heun" and self.objective.needs_target:
             raise ValueError(
                 "solver heun averages velocities, which this model was not trained to give; use euler (its jumps)"
+            )
+        if plan.solver == "restart" and not self.objective.needs_target:
+            raise ValueError(
+                "solver restart jumps far, and this model was trained to give velocities; use euler or heun"
             )
         grid = self.image.token_grid(*(size or self.size))
         images, latents, cost = [], [], Cost()
@@ -192,31 +208,41 @@ class Sampler:
         # the state stays in float64 over a network that is not, as IMM's own sampler keeps it
         x = noise.to(self._device, torch.float64) * image.sigma_data
         t_min, t_max = path.time_range
-        solve, calls = (heun, 2) if plan.solver == "heun" else (pushforward, 1)
+        nfe = 0
         for number, (band, steps) in enumerate(zip(parts, plan.block_steps, strict=True)):
             noisy = [[image.noisy_band(*grid, start, band) for start in own] for own in starts]
             outputs = [
-                session.output(spans, self.objective.told_target)
+                _Counted(session.output(spans, self.objective.told_target))
                 for session, spans in zip(contexts, noisy, strict=True)
             ]
             times = [t_min + (t_max - t_min) * t for t in shifted(uniform_grid(steps), plan.shift)]
-            x[:, band] = solve(guided(outputs[0], outputs[-1], plan.guidance), path.jump, x[:, band], times)
+            output = guided(outputs[0], outputs[-1], plan.guidance, plan.guidance_range)
+            state = x[:, band]
+            if plan.solver == "restart":
+                generators = [keyed_torch(seed, "restart", number) for seed in seeds]
+
+                def fresh(_: int, generators=generators, like=state) -> Float[Tensor, "R S D"]:
+                    drawn = [torch.randn(like.shape[1:], generator=each) for each in generators]
+                    return torch.stack(drawn).to(like) * image.sigma_data
+
+                x[:, band] = restart(output, path.jump, path.add_noise, state, times, fresh)
+            else:
+                solve = heun if plan.solver == "heun" else pushforward
+                x[:, band] = solve(output, path.jump, state, times)
             tokens = band.stop - band.start
-            for session in contexts:
-                cost.refine_flops += (calls * steps) * state_flops(
-                    self.model.config,
-                    len(prompts),
-                    len(prompts) * tokens,
-                    session.cache.length + tokens,
-                    image.channels,
-                )
+            for session, counted in zip(contexts, outputs, strict=True):
+                keys = session.cache.length + tokens
+                rows = len(prompts)
+                flops = state_flops(self.model.config, rows, rows * tokens, keys, image.channels)
+                cost.refine_flops += counted.calls * flops
+                nfe += counted.calls
             if number + 1 < len(parts):
                 values = x[:, band].float().cpu()
                 read = [image.commit(own, draw) for own, draw in zip(values, draws, strict=True)]
                 for session, spans in zip(contexts, noisy, strict=True):
                     finished = [image.finished_band(*each) for each in zip(spans, values, read, strict=True)]
                     self._read_band(session, finished, cost)
-        cost.nfe = len(contexts) * calls * sum(plan.block_steps)
+        cost.nfe = nfe
         return torch.stack([image.unpatchify(tokens, *grid) for tokens in x.float().cpu()])
 
     def _with_size(self, spans: list[Span], grid: tuple[int, int]) -> list[Span]:

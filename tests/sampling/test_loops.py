@@ -189,6 +189,18 @@ def test_guidance_of_one_makes_no_second_call_and_of_zero_is_the_null():
     assert guided(lambda x, t, s: x + 1, lambda x, t, s: x - 1, 0.0)(torch.zeros(1), 1.0, 0.0) == -1
 
 
+def test_guidance_outside_of_its_range_makes_no_second_call():
+    asked = []
+
+    def null(x, t, s):
+        asked.append(t)
+        return x - 1
+
+    mixed = guided(lambda x, t, s: x + 1, null, 3.0, (0.25, 0.75))
+    found = [float(mixed(torch.zeros(1), t, 0.0)) for t in (1.0, 0.75, 0.5, 0.25, 0.1)]
+    assert found == [1, 5, 5, 5, 1] and asked == [0.75, 0.5, 0.25]
+
+
 def test_tokens_follow_the_law_and_the_nucleus():
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     for (temperature, top_p), expected in {
@@ -205,6 +217,8 @@ def test_tokens_follow_the_law_and_the_nucleus():
     [
         ({"steps": 0}, "steps 0"),
         ({"guidance": -1.0}, "guidance"),
+        ({"guidance_range": (0.5, 0.5)}, "guidance_range 0.5 0.5 must be two times"),
+        ({"guidance_range": (0.0, 1.5)}, "guidance_range 0 1.5"),
         ({"shift": 0.0}, "shift 0.0 must be positive"),
         ({"top_p": 0.0}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),

@@ -50,6 +50,7 @@ def sampler(
         (FLOW, Plan(steps=3, guidance=2.5)),
         (MOMENTS, Plan(steps=3, guidance=2.5)),
         (MOMENTS, Plan(blocks=2, steps=(3, 1), guidance=2.5)),
+        (MOMENTS, Plan(blocks=2, steps=3, guidance=2.5, guidance_range=(0.3, 0.9), solver="restart")),
     ],
 )
 def test_pictures_batched_equal_one_by_one(objective: Objective, plan: Plan):
@@ -239,6 +240,36 @@ def test_a_picture_in_one_block_is_one_pushforward():
     noise = torch.randn(16, image.channels, generator=keyed_torch(5, "picture")).double()
     x = pushforward(output, MOMENTS.path.jump, noise[None] * 0.5, [0.994 * t for t in (1, 2 / 3, 1 / 3, 0)])
     torch.testing.assert_close(drawn[0], image.unpatchify(x[0].float(), 4, 4), rtol=0, atol=1e-6)
+
+
+def test_restart_draws_new_noise_for_every_request_block_and_step():
+    """Two steps: a jump to the data, noise of the request's own generator at the middle time, and a jump from there."""
+    draws = sampler(objective=MOMENTS)
+    path, image = MOMENTS.path, draws.image
+    drawn = draws.generate(["red square"], Plan(steps=2, solver="restart"), seed=5).latents
+    session = Session(draws.model, draws.modalities, 1, 64)
+    condition = draws._prompt("red square")
+    session.read([[*condition, image.size_span(4, 4, condition[-1].next_position, predicted=False)]])
+    output = session.output([image.noisy_band(4, 4, session.positions[0], slice(0, 16))], MOMENTS.told_target)
+    x, fresh = (
+        0.5 * torch.randn(1, 16, image.channels, generator=keyed_torch(*key)).double()
+        for key in ((5, "picture"), (5, "restart", 0))
+    )
+    x = path.jump(output(x, 0.994, 0.0), x, 0.994, 0.0)
+    x = path.add_noise(x, fresh, 0.497)
+    x = path.jump(output(x, 0.497, 0.0), x, 0.497, 0.0)
+    torch.testing.assert_close(drawn[0], image.unpatchify(x[0].float(), 4, 4), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="solver restart jumps far"):
+        sampler().generate(["red"], Plan(solver="restart"))
+
+
+def test_steps_outside_of_the_guidance_range_cost_one_call():
+    draws = sampler(objective=MOMENTS)
+    plan = Plan(steps=4, guidance=2.0)
+    both = draws.generate(["red"], plan).cost
+    few = draws.generate(["red"], replace(plan, guidance_range=(0.3, 0.8))).cost  # t = .994 .7455 .497 .2485
+    assert (both.nfe, few.nfe) == (8, 6)
+    assert few.refine_flops < both.refine_flops
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
