@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("mmgen.cli.train", "train a model from a YAML file, or resume a run"),
     "sample": ("mmgen.cli.sample", "draw pictures for prompts, or describe pictures"),
     "evaluate": ("mmgen.cli.evaluate", "measure what a run draws and writes"),
+    "tradeoff": ("mmgen.cli.tradeoff", "measure what each unit of inference compute buys"),
     "tokenizer": ("mmgen.cli.tokenizer", "train text and latent tokenizers, encode shards"),
 }
 TRACEBACK = "MMGEN_TRACEBACK"

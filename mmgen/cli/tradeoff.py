@@ -1,0 +1,219 @@
+"""`mmgen tradeoff RUN`: what each unit of inference compute buys, over blocks, steps and guidance; resumable."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mmgen.cli.arguments import parse
+from mmgen.config import from_mapping
+from mmgen.evaluation.intervals import Estimate
+from mmgen.evaluation.tradeoff import AXES, HITS, Judge, Measured, TradeoffConfig, pareto, surface
+from mmgen.files import write_text
+from mmgen.sampling.plan import Plan
+from mmgen.training.run import CONFIG_NAME, find_checkpoint, load, load_run_config
+
+SAMPLES = "tradeoff.jsonl"
+SUMMARY = "tradeoff.json"
+SHOWN = 24  # prompts whose pictures are kept
+FIGURES = {
+    "kid_lite0": "KID-lite0",
+    "own_latent": "own nearest, latents",
+    "own_lite0": "own nearest, lite0",
+    "concept_lite0": "concept nearest",
+    "copies_lite0": "copies",
+}
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    run: Annotated[Path, tyro.conf.Positional]
+    """folder of a run, or one of its checkpoints"""
+    blocks: tuple[int, ...] = (1,)
+    """numbers of autoregressive blocks of a picture"""
+    steps: tuple[int, ...] = (1, 2, 4, 8)
+    """numbers of refinement steps of a block"""
+    guidance: tuple[float, ...] = (1.0, 2.0, 3.0)
+    """1 is none; others cost two network evaluations a step"""
+    num: int = 200
+    """prompts"""
+    split: str | None = None
+    """of the data's splits, where training is called seen; default: the first held-out one"""
+    seed: int = 0
+    """of the noise that pictures start from"""
+    weights: str = "ema"
+    """ema (averaged) or model"""
+    out: Path | None = None
+    """folder of what was measured; default: tradeoff in the run's; plans that are in it are not measured again"""
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse(Tradeoff, argv, "mmgen tradeoff")
+    sampler = load(args.run, args.weights)
+    run = args.run if (args.run / CONFIG_NAME).is_file() else args.run.parent.parent
+    config = TradeoffConfig(args.blocks, args.steps, args.guidance, args.num, args.split, args.seed)
+    judge = Judge(sampler, load_run_config(run).data.sources, config)
+    header = {
+        "checkpoint": find_checkpoint(args.run).name,
+        "weights": args.weights,
+        "split": judge.split,
+        "num": len(judge.chosen),
+        "seed": args.seed,
+    }
+    store = Store(args.out or run / "tradeoff", header, [real.key for real in judge.chosen])
+    plans = config.plans(sampler.plan)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("plans", total=len(plans))
+        for plan in plans:
+            if plan not in store.found:
+                store.add(*judge.measure(sampler, plan, args.seed))
+            bar.advance(task)
+    rows = surface(judge, [store.found[plan] for plan in plans])
+    floor = judge.floor()
+    about = {**header, "run": str(args.run), "floor": asdict(floor), "prompts": judge.prompts[:SHOWN]}
+    record = {**about, "rows": [_plain(row) for row in rows]}
+    write_text(store.folder / SUMMARY, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(_table(rows, judge, floor))
+    console.print(
+        "guidance: of each line the one with the least KID on one half of the prompts; figures: on the other half, "
+        f"with 95 % intervals. *: no cheaper line is better. All plans: {store.folder / SUMMARY}",
+        markup=False,
+        highlight=False,
+    )
+    return 0
+
+
+class Store:
+    """A folder of measured plans: a line for every picture, its features, and some pictures to look at.
+
+    Raises ValueError where the folder holds measurements of other prompts, noise or weights.
+    """
+
+    def __init__(self, folder: Path, header: Mapping[str, Any], keys: Sequence[str]) -> None:
+        self.folder = folder
+        self.keys = list(keys)
+        self.path = folder / SAMPLES
+        self.found: dict[Plan, Measured] = {}
+        if not self.path.is_file():
+            write_text(self.path, json.dumps(dict(header)) + "\n")
+            return
+        first, *lines = self.path.read_text(encoding="utf-8").splitlines()
+        there = json.loads(first)
+        other = [
+            f"{name} {there.get(name)}, not {value}"
+            for name, value in header.items()
+            if there.get(name) != value
+        ]
+        if other:
+            raise ValueError(
+                f"{self.path} has {'; '.join(other)}: name another folder with --out, or remove it"
+            )
+        by_plan: dict[str, list[dict[str, Any]]] = {}
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # cut in the middle: its plan is measured again
+            by_plan.setdefault(json.dumps(row["plan"]), []).append(row)
+        whole = {key: rows for key, rows in by_plan.items() if [row["key"] for row in rows] == self.keys}
+        kept = [json.dumps(row) for rows in whole.values() for row in rows]
+        if kept != lines:
+            write_text(self.path, "\n".join([first, *kept]) + "\n")
+        for key, rows in whole.items():
+            plan = _plan(json.loads(key))
+            features = torch.from_numpy(np.load(self._features(plan), allow_pickle=False)).float()
+            hits = {name: torch.tensor([row[name] for row in rows]) for name in HITS if name in rows[0]}
+            cost = rows[0]
+            self.found[plan] = Measured(plan, features, hits, cost["nfe"], cost["flops"], cost["seconds"])
+
+    def add(self, measured: Measured, images: Sequence[Image.Image]) -> None:
+        plan = measured.plan
+        self._write(
+            self._features(plan), lambda file: np.save(file, measured.features.numpy().astype(np.float16))
+        )
+        self._write(self._pictures(plan), lambda file: _strip(images[:SHOWN]).save(file, "png"))
+        shared = {"nfe": measured.nfe, "flops": measured.flops, "seconds": measured.seconds}
+        lines = []
+        for index, key in enumerate(self.keys):
+            hits = {name: bool(hit[index]) for name, hit in measured.hits.items()}
+            lines.append(json.dumps({"plan": asdict(plan), "key": key, **hits, **shared}))
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.found[plan] = measured
+
+    def _features(self, plan: Plan) -> Path:
+        return self.folder / "features" / f"{_name(plan)}.npy"
+
+    def _pictures(self, plan: Plan) -> Path:
+        return self.folder / "pictures" / f"{_name(plan)}.png"
+
+    @staticmethod
+    def _write(path: Path, write: Any) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        with beside.open("wb") as file:
+            write(file)
+        os.replace(beside, path)
+
+
+def _plan(mapping: Mapping[str, Any]) -> Plan:
+    return from_mapping(mapping, Plan)
+
+
+def _name(plan: Plan) -> str:
+    digest = hashlib.blake2b(json.dumps(asdict(plan)).encode(), digest_size=4).hexdigest()
+    return f"blocks{plan.blocks}-steps{plan.steps}-guidance{plan.guidance:g}-{digest}"
+
+
+def _strip(images: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one size side by side."""
+    width, height = images[0].size
+    strip = Image.new("RGB", (width * len(images), height))
+    for index, image in enumerate(images):
+        strip.paste(image, (index * width, 0))
+    return strip
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    def figures(found: Mapping[str, Estimate]) -> dict[str, Any]:
+        return {name: asdict(estimate) for name, estimate in found.items()}
+
+    return {**row, "choosing": figures(row["choosing"]), "reported": figures(row["reported"])}
+
+
+def _table(rows: Sequence[Mapping[str, Any]], judge: Judge, floor: Estimate) -> Table:
+    title = f"{judge.split}: {len(judge.chosen)} prompts, KID floor {floor:.3f}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    shown = [name for name in FIGURES if name in rows[0]["reported"]]
+    for name in (*AXES, "evaluations", "GFLOP", "ms", *(FIGURES[name] for name in shown)):
+        table.add_column(name, justify="right")
+    front = pareto(rows, "flops")
+    for row in rows:
+        if row["chosen"]:
+            mark = "*" if any(row is each for each in front) else ""
+            cost = (str(row["nfe"]), f"{row['flops'] / 1e9:.3g}", f"{1000 * row['seconds']:.3g}")
+            axes = (str(row["blocks"]), f"{row['steps']}{mark}", f"{row['guidance']:g}")
+            table.add_row(*axes, *cost, *(_cell(row["reported"][name]) for name in shown))
+    return table
+
+
+def _cell(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f}\n[dim]{estimate.low:.3f}..{estimate.high:.3f}[/dim]"

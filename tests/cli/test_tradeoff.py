@@ -1,0 +1,57 @@
+"""`mmgen tradeoff` on a real run: what it keeps, that it goes on where it was cut, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmgen.cli import tradeoff
+from mmgen.cli.main import main
+
+ARGUMENTS = ["--num", "8", "--steps", "1", "2", "--guidance", "1", "2"]
+
+
+@pytest.fixture(scope="module")
+def out(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tradeoff") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder.parent / "cache"))
+        assert main(["tradeoff", str(run), *ARGUMENTS, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_every_picture_has_a_line_and_every_plan_a_row(out: Path) -> None:
+    header, *lines = [json.loads(line) for line in (out / "tradeoff.jsonl").read_text().splitlines()]
+    assert header["num"] == 8 and header["split"] == "test" and len(lines) == 4 * 8
+    assert len({line["key"] for line in lines}) == 8
+    record = json.loads((out / "tradeoff.json").read_text())
+    assert [(row["steps"], row["guidance"]) for row in record["rows"]] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert [row["nfe"] for row in record["rows"]] == [1, 2, 2, 4]
+    assert sum(row["chosen"] for row in record["rows"]) == 2
+    assert (
+        record["rows"][0]["reported"]["kid_lite0"]["low"] < record["rows"][0]["reported"]["kid_lite0"]["high"]
+    )
+    assert len(list((out / "features").iterdir())) == len(list((out / "pictures").iterdir())) == 4
+
+
+def test_what_is_there_is_not_drawn_again_and_what_was_cut_is(
+    out: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = json.loads((out / "tradeoff.json").read_text())
+    path = out / "tradeoff.jsonl"
+    path.write_text(path.read_text()[:-40])  # in the middle of the last plan's last line
+    drawn = []
+    measure = tradeoff.Judge.measure
+
+    def record(self, sampler, plan, seed):
+        drawn.append(plan)
+        return measure(self, sampler, plan, seed)
+
+    monkeypatch.setattr(tradeoff.Judge, "measure", record)
+    assert main(["tradeoff", str(run), *ARGUMENTS, "--out", str(out)]) == 0
+    assert [(plan.steps, plan.guidance) for plan in drawn] == [(2, 2.0)]
+    after = json.loads((out / "tradeoff.json").read_text())
+    assert [row["reported"] for row in after["rows"]] == [row["reported"] for row in before["rows"]]
+    assert len(path.read_text().splitlines()) == 33
+    assert main(["tradeoff", str(run), *ARGUMENTS, "--seed", "1", "--out", str(out)]) == 2
+    assert "has seed 0, not 1: name another folder" in capsys.readouterr().err
