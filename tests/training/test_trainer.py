@@ -110,6 +110,21 @@ def test_a_joint_head_learns_beside_the_trunk_and_writes_several_tokens_a_pass(
     assert cost.tokens / cost.passes < 1.2
 
 
+def test_a_model_of_text_alone_trains_and_writes(config: RunConfig, tmp_path: Path):
+    tasks = replace(config.data, compose=ComposeConfig({"text": 1.0}))
+    train(
+        replace(
+            config, run=str(tmp_path / "run"), modalities={"text": {}}, data=tasks, preview=PreviewConfig()
+        )
+    )
+    found = rows(tmp_path / "run")
+    assert "image_loss" not in found[0] and found[-2]["text_loss"] < found[0]["text_loss"]
+    sampler = load(tmp_path / "run")
+    assert len(sampler.complete(["red"], Plan(max_tokens=4)).text) == 1
+    with pytest.raises(ValueError, match="this model has no pictures"):
+        sampler.generate(["red"])
+
+
 def test_windows_are_drawn_by_seed_and_step_among_the_tokens_with_a_label(config: RunConfig):
     parts = build(config)
     batch, _ = next(iter(Loader(config.data, parts.modalities, 0)))
