@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmgen.sampling.plan import Plan
+    from mmgen.sampling.planner import Budget, Planner
     from mmgen.training.run import load
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "__version__", "load"]
+__all__ = ["Budget", "Plan", "Planner", "__version__", "load"]
 
-_HOMES = {"load": "mmgen.training.run", "Plan": "mmgen.sampling.plan"}
+_HOMES = {
+    "load": "mmgen.training.run",
+    "Plan": "mmgen.sampling.plan",
+    "Budget": "mmgen.sampling.planner",
+    "Planner": "mmgen.sampling.planner",
+}
 
 
 def __getattr__(name: str) -> Any:

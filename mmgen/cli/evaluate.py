@@ -18,7 +18,7 @@ from mmgen.data.streams import SourceConfig
 from mmgen.evaluation.evaluate import EvaluateConfig, Evaluation, Row, evaluate
 from mmgen.evaluation.intervals import Estimate
 from mmgen.files import write_text
-from mmgen.training.run import CONFIG_NAME, load, load_run_config
+from mmgen.training.run import load, load_run_config, run_folder
 
 RESULT = "evaluation.json"
 LEGEND = """\
@@ -68,7 +68,7 @@ class Evaluate:
 def main(argv: Sequence[str]) -> int:
     args = parse(Evaluate, argv, "mmgen evaluate")
     sampler = load(args.run, args.weights)
-    folder = args.run if (args.run / CONFIG_NAME).is_file() else args.run.parent.parent
+    folder = run_folder(args.run)
     sources = load_run_config(folder).data.sources
     if args.data is not None:
         sources = {Path(args.data).name: SourceConfig(args.data)}

@@ -11,8 +11,9 @@ from PIL import Image, UnidentifiedImageError
 from mmgen.cli.arguments import parse
 from mmgen.evaluation.grid import picture_grid
 from mmgen.sampling.plan import Plan, Solver
+from mmgen.sampling.planner import Budget, Planner
 from mmgen.sampling.sampler import Sampler
-from mmgen.training.run import load
+from mmgen.training.run import load, run_folder
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Sample:
     """1 is none; larger follows the prompt more closely and costs two network calls a step"""
     guidance_range: tuple[float, float] | None = None
     """two times of [0, 1] (0: the picture, 1: noise); steps that begin outside have no guidance and cost one call"""
+    budget: str | None = None
+    """of a picture, as 0.5s, 20ms, 8nfe or 3gflop: the best plan within it of those that mmgen tradeoff measured"""
     solver: Solver | None = None
     """heun: two network calls a step, for flow matching; restart: noise anew before each step, for imm"""
     shift: float | None = None
@@ -74,6 +77,8 @@ def main(argv: Sequence[str]) -> int:
     if args.steps is not None and len(args.steps) == 1:
         asked_plan["steps"] = args.steps[0]
     plan = replace(sampler.plan, **asked_plan)
+    if args.budget is not None:
+        plan = _within(args, asked_plan)
     if args.caption is not None:
         result = sampler.describe([_open(args.caption)] * args.num, plan, args.seed)
     elif args.text is not None:
@@ -85,6 +90,23 @@ def main(argv: Sequence[str]) -> int:
         print(text)
     print(f"cost: {result.cost}")
     return 0
+
+
+def _within(args: Sample, asked_plan: dict[str, object]) -> Plan:
+    """The plan that the budget buys, which is shown."""
+    if other := [name for name in asked_plan if name not in ("temperature", "top_p", "max_tokens")]:
+        raise ValueError(f"--budget chooses the plan: leave out {', '.join(f'--{name}' for name in other)}")
+    if args.caption is not None or args.text is not None:
+        raise ValueError("--budget is of pictures: give --prompt or --prompts")
+    budget = Budget.parse(args.budget or "")
+    folder = run_folder(args.run)
+    choice = Planner.load(folder / "tradeoff" / "tradeoff.json").choose(budget)
+    plan, (value, low, high) = choice.plan, choice.expected
+    print(
+        f"plan: blocks {plan.blocks}, steps {plan.steps}, guidance {plan.guidance:g}; when measured "
+        f"{1000 * choice.cost['seconds']:.3g} ms a picture and KID-lite0 {value:.3f} ({low:.3f} to {high:.3f})"
+    )
+    return plan
 
 
 def _draw(sampler: Sampler, prompts: list[str], plan: Plan, args: Sample) -> int:

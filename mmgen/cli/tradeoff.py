@@ -24,7 +24,7 @@ from mmgen.evaluation.intervals import Estimate
 from mmgen.evaluation.tradeoff import AXES, HITS, Judge, Measured, TradeoffConfig, pareto, surface
 from mmgen.files import write_text
 from mmgen.sampling.plan import Plan
-from mmgen.training.run import CONFIG_NAME, find_checkpoint, load, load_run_config
+from mmgen.training.run import find_checkpoint, load, load_run_config, run_folder
 
 SAMPLES = "tradeoff.jsonl"
 SUMMARY = "tradeoff.json"
@@ -63,7 +63,7 @@ class Tradeoff:
 def main(argv: Sequence[str]) -> int:
     args = parse(Tradeoff, argv, "mmgen tradeoff")
     sampler = load(args.run, args.weights)
-    run = args.run if (args.run / CONFIG_NAME).is_file() else args.run.parent.parent
+    run = run_folder(args.run)
     config = TradeoffConfig(args.blocks, args.steps, args.guidance, args.num, args.split, args.seed)
     judge = Judge(sampler, load_run_config(run).data.sources, config)
     header = {
@@ -136,7 +136,7 @@ class Store:
         if kept != lines:
             write_text(self.path, "\n".join([first, *kept]) + "\n")
         for key, rows in whole.items():
-            plan = _plan(json.loads(key))
+            plan = from_mapping(json.loads(key), Plan)
             features = torch.from_numpy(np.load(self._features(plan), allow_pickle=False)).float()
             hits = {name: torch.tensor([row[name] for row in rows]) for name in HITS if name in rows[0]}
             cost = rows[0]
@@ -174,10 +174,6 @@ class Store:
         os.replace(beside, path)
 
 
-def _plan(mapping: Mapping[str, Any]) -> Plan:
-    return from_mapping(mapping, Plan)
-
-
 def _name(plan: Plan) -> str:
     digest = hashlib.blake2b(json.dumps(asdict(plan)).encode(), digest_size=4).hexdigest()
     return f"blocks{plan.blocks}-steps{plan.steps}-guidance{plan.guidance:g}-{digest}"
@@ -196,7 +192,8 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     def figures(found: Mapping[str, Estimate]) -> dict[str, Any]:
         return {name: asdict(estimate) for name, estimate in found.items()}
 
-    return {**row, "choosing": figures(row["choosing"]), "reported": figures(row["reported"])}
+    halves = {name: figures(row[name]) for name in ("choosing", "reported")}
+    return {**row, "plan": asdict(row["plan"]), **halves}
 
 
 def _table(rows: Sequence[Mapping[str, Any]], judge: Judge, floor: Estimate) -> Table:

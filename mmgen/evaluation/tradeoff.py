@@ -170,7 +170,7 @@ def surface(judge: Judge, measured: Sequence[Measured]) -> list[dict[str, Any]]:
         chosen, reported = (judge.figures(each, part) for part in (choosing, reporting))
         axes = {name: getattr(each.plan, name) for name in AXES}
         cost = {"nfe": each.nfe, "flops": each.flops, "seconds": each.seconds}
-        rows.append({**axes, **cost, "choosing": chosen, "reported": reported})
+        rows.append({**axes, **cost, "plan": each.plan, "choosing": chosen, "reported": reported})
     for group in _by_blocks_and_steps(rows):
         best = min(group, key=lambda row: row["choosing"]["kid_lite0"].value)
         for row in group:

@@ -157,6 +157,12 @@ def load(run: str | Path, which: str = "ema") -> Sampler:
     return Sampler(parts.model, parts.modalities, parts.objective, config.size, config.plan)
 
 
+def run_folder(run: str | Path) -> Path:
+    """The folder of a run, given it or one of its checkpoints."""
+    folder = Path(run)
+    return folder if (folder / CONFIG_NAME).is_file() else folder.parent.parent
+
+
 def find_checkpoint(run: str | Path) -> Path:
     """A run's latest checkpoint; `run` may be one itself. Raises ValueError where there is none."""
     folder = Path(run)

@@ -55,3 +55,19 @@ def test_what_is_there_is_not_drawn_again_and_what_was_cut_is(
     assert len(path.read_text().splitlines()) == 33
     assert main(["tradeoff", str(run), *ARGUMENTS, "--seed", "1", "--out", str(out)]) == 2
     assert "has seed 0, not 1: name another folder" in capsys.readouterr().err
+
+
+def test_a_budget_buys_a_measured_plan(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    draw = ["sample", str(run), "--prompt", "red", "--out", str(tmp_path / "x.png")]
+    assert main([*draw, "--budget", "2nfe"]) == 2
+    assert "tradeoff.json is missing: `mmgen tradeoff RUN`" in capsys.readouterr().err
+    assert main(["tradeoff", str(run), *ARGUMENTS]) == 0
+    assert main([*draw, "--budget", "1nfe"]) == 0
+    printed = capsys.readouterr().out
+    assert "plan: blocks 1, steps 1, guidance 1; when measured" in printed
+    assert "cost: 1 network evaluations" in printed
+    assert main([*draw, "--budget", "1nfe", "--steps", "4"]) == 2
+    assert "--budget chooses the plan: leave out --steps" in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""A planner: of the plans that `mmgen tradeoff` measured, the best one that a budget pays for.
+
+Knows measurements alone, neither models nor pictures. What is best is said by the half of the prompts on which plans
+are chosen; what is expected of it by the other half.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmgen.config import from_mapping
+from mmgen.sampling.plan import Plan
+
+UNITS = {"s": ("seconds", 1.0), "ms": ("seconds", 1e-3), "nfe": ("nfe", 1.0),
+         "mflop": ("flops", 1e6), "gflop": ("flops", 1e9), "tflop": ("flops", 1e12)}  # fmt: skip
+LOWER_IS_BETTER = {"kid_lite0"}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one picture may cost at most, in one currency. Raises ValueError where it is not exactly one."""
+
+    flops: float | None = None
+    seconds: float | None = None
+    nfe: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) != 1 or not min(given.values()) > 0:
+            raise ValueError(
+                f"a budget is one positive number of flops, seconds or nfe, not {given or 'none'}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """From "0.5s", "20ms", "8nfe" or "3gflop". Raises ValueError for anything else."""
+        match = re.fullmatch(r"([0-9.]+(?:e-?[0-9]+)?)\s*([a-z]+)", text.strip().lower())
+        if match is None or match[2] not in UNITS:
+            raise ValueError(f"budget {text!r}: a number with one of {', '.join(UNITS)}, such as 0.5s")
+        name, unit = UNITS[match[2]]
+        try:
+            return cls(**{name: float(match[1]) * unit})
+        except ValueError:
+            raise ValueError(f"budget {text!r}: a positive number, such as 0.5s") from None
+
+    @property
+    def currency(self) -> str:
+        """Which of the three it is."""
+        return next(name for name, value in vars(self).items() if value is not None)
+
+    @property
+    def amount(self) -> float:
+        return getattr(self, self.currency)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan, what is expected of it (value, and the ends of its 95 % interval), and what a picture costs."""
+
+    plan: Plan
+    expected: tuple[float, float, float]
+    cost: Mapping[str, float]
+
+
+class Planner:
+    """Chooses among measured plans by one figure of `mmgen tradeoff`: KID, or a share of hits."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], figure: str = "kid_lite0") -> None:
+        if not rows or figure not in rows[0]["choosing"]:
+            known = ", ".join(rows[0]["choosing"]) if rows else "none"
+            raise ValueError(f"figure {figure!r} was not measured; there are: {known}")
+        self.rows = list(rows)
+        self.figure = figure
+
+    @classmethod
+    def load(cls, path: Path, figure: str = "kid_lite0") -> "Planner":
+        """From the `tradeoff.json` that `mmgen tradeoff` writes. Raises ValueError where there is none."""
+        if not path.is_file():
+            raise ValueError(
+                f"{path} is missing: `mmgen tradeoff RUN` measures the plans that a budget chooses among"
+            )
+        return cls(json.loads(path.read_text(encoding="utf-8"))["rows"], figure)
+
+    def choose(self, budget: Budget) -> Choice:
+        """The best plan that costs no more. Raises ValueError where the cheapest costs more."""
+        currency, amount = budget.currency, budget.amount
+        within = [row for row in self.rows if row[currency] <= amount]
+        if not within:
+            cheapest = min(row[currency] for row in self.rows)
+            raise ValueError(
+                f"budget {amount:g} {currency} is below the cheapest measured plan, which takes {cheapest:.3g}"
+            )
+        best = min(within, key=lambda row: (self._loss(row), row[currency]))
+        found = best["reported"][self.figure]
+        cost = {name: best[name] for name in ("nfe", "flops", "seconds")}
+        return Choice(from_mapping(best["plan"], Plan), (found["value"], found["low"], found["high"]), cost)
+
+    def _loss(self, row: Mapping[str, Any]) -> float:
+        value = row["choosing"][self.figure]["value"]
+        return value if self.figure in LOWER_IS_BETTER else -value
