@@ -5,16 +5,26 @@ the same seeds. Rows are one variant, seed and number of network evaluations; `r
 that of `base` with the same seed, the mean over seeds on a log scale with Student's interval.
 """
 
+import json
 import math
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import arms, harness
 from mmgen.evaluation.intervals import Estimate
+from mmgen.files import write_text
 from mmgen.sampling.plan import Plan
 from mmgen.training.run import load
+
+Variant = tuple[str, str]
+"""factor and value"""
 
 BASE = "base"
 BEGIN = "begin from flow matching"
@@ -23,6 +33,7 @@ BEGIN = "begin from flow matching"
 FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     "k": {
         "6": {"objective.k_final": 6},
+        "6 to 10": {"objective.k_final": 10},
         "8": {"objective.k": 8, "objective.k_final": 8},
         "12": {"objective.k": 12, "objective.k_final": 12},
     },
@@ -95,12 +106,11 @@ class Arguments(harness.Arguments):
 
 def measure(arguments: Arguments) -> list[harness.Row]:
     config = arms.prepare(arguments.data)
-    variants = _variants(arguments)
     ratio = arms.cost_ratio(config)
-    first: dict[tuple[tuple[str, str], int], arms.Run] = {}
-    runs: dict[tuple[tuple[str, str], int], arms.Run] = {}
+    first: dict[tuple[Variant, int], arms.Run] = {}
+    runs: dict[tuple[Variant, int], arms.Run] = {}
     for seed in range(arguments.seeds):
-        for variant, settings in variants.items():
+        for variant, settings in _variants(arguments).items():
             run = _run(variant, settings, seed, arguments)
             if variant[0] == BEGIN:
                 before = round((_steps(arguments) - run.steps) * ratio)
@@ -109,21 +119,44 @@ def measure(arguments: Arguments) -> list[harness.Row]:
                 run = replace(run, settings={"train.begin_from": str(folder)})
             runs[variant, seed] = run
     arms.train(list(first.values()), arguments.workers)
-    arms.train(list(runs.values()), arguments.workers)
-    side = arms.real(config, arguments.data)
+    with ProcessPoolExecutor(
+        arguments.workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        scored = list(pool.map(partial(_scored, arguments), runs.values()))
+    side = _real(arguments.data)
     rows: list[harness.Row] = [arms.floor(side, len(side.held_out) * arguments.copies)]
-    found: dict[tuple[tuple[str, str], int, int], float] = {}
-    for (variant, seed), run in runs.items():
-        sampler = load(run.folder)
-        for steps in arguments.steps:
-            drawn = arms.draw(sampler, [Plan(steps=steps)], side, arguments.copies, seed)
-            found[variant, steps, seed] = drawn.row["frechet"]
+    found: dict[tuple[Variant, int, int], float] = {}
+    for ((variant, seed), run), by_steps in zip(runs.items(), scored, strict=True):
+        for steps, row in zip(arguments.steps, by_steps, strict=True):
+            found[variant, steps, seed] = row["frechet"]
             name = {"factor": variant[0], "value": variant[1], "steps": steps, "seed": seed}
-            rows.append({**name, **drawn.row, "train_steps": run.steps})
+            rows.append({**name, **row, "train_steps": run.steps})
     return rows + _ratios(found, arguments)
 
 
-def _variants(arguments: Arguments) -> dict[tuple[str, str], dict[str, Any]]:
+def _scored(arguments: Arguments, run: arms.Run) -> list[dict[str, Any]]:
+    """Figures of a run for each number of evaluations; kept beside it, so that machines can share a study."""
+    path = run.folder.with_suffix(".scores.json")
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    key = f"{arguments.copies} copies"
+    if missing := [steps for steps in arguments.steps if str(steps) not in kept.get(key, {})]:
+        arms.train([run], 1)
+        side, sampler = _real(arguments.data), load(run.folder)
+        found = kept.setdefault(key, {})
+        for steps in missing:
+            row = arms.draw(sampler, [Plan(steps=steps)], side, arguments.copies, run.seed).row
+            shares = {name: value.value for name, value in row.items() if isinstance(value, Estimate)}
+            found[str(steps)] = {**row, **shares, "processor": harness.machine()["processor"]}
+        write_text(path, json.dumps(kept, indent=1) + "\n")
+    return [kept[key][str(steps)] for steps in arguments.steps]
+
+
+@cache
+def _real(data: arms.DataName) -> arms.Real:
+    return arms.real(arms.prepare(data), data)
+
+
+def _variants(arguments: Arguments) -> dict[Variant, dict[str, Any]]:
     chosen = {
         (factor, value): settings
         for factor in arguments.factors
@@ -134,7 +167,7 @@ def _variants(arguments: Arguments) -> dict[tuple[str, str], dict[str, Any]]:
     return {(BASE, ""): {}, **chosen}
 
 
-def _run(variant: tuple[str, str], settings: Mapping[str, Any], seed: int, arguments: Arguments) -> arms.Run:
+def _run(variant: Variant, settings: Mapping[str, Any], seed: int, arguments: Arguments) -> arms.Run:
     factor, value = variant
     steps = round(_steps(arguments) * STEPS_FACTOR.get(factor, {}).get(value, 1.0))
     name = "-".join(
@@ -149,9 +182,7 @@ def _steps(arguments: Arguments) -> int:
     return 20 if arguments.quick else arguments.train_steps
 
 
-def _ratios(
-    found: Mapping[tuple[tuple[str, str], int, int], float], arguments: Arguments
-) -> list[harness.Row]:
+def _ratios(found: Mapping[tuple[Variant, int, int], float], arguments: Arguments) -> list[harness.Row]:
     rows = []
     for variant in dict.fromkeys(key[0] for key in found):
         if variant[0] == BASE:

@@ -215,4 +215,5 @@ def test_help_lists_keys_with_defaults_and_docstrings(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_configuration_builds(path: Path):
     parts = build(load_yaml(path, RunConfig))
-    assert parts.model.num_parameters() > 10_000 and "image" in parts.modalities
+    assert parts.model.num_parameters() > 10_000 and "text" in parts.modalities
+    assert ("image" in parts.modalities) == (path.stem != "text")
