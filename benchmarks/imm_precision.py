@@ -76,9 +76,7 @@ def measure(arguments: Arguments) -> list[harness.Row]:
             objective = Bucket(asked, low, high)
             here = replace(parts, objective=objective)
             loader = Loader(config.data, parts.modalities, config.seed, objective.grouping)
-            made = feeds(
-                loader, objective, config.seed, config.train.attention, step=0, total_steps=1, ahead=False
-            )
+            made = feeds([loader], objective, config.seed, config.train.attention, step=0, total_steps=1)
             exact, narrow = [], []
             for feed, _ in islice(made, batches):
                 for precision, found in (("float32", exact), ("bf16", narrow)):

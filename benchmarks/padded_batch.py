@@ -14,7 +14,7 @@ from benchmarks import harness
 from mmgen.config import load_yaml
 from mmgen.data.compose import compose
 from mmgen.data.pack import Packer, document_lengths
-from mmgen.data.streams import Position, SampleStream
+from mmgen.data.streams import SampleStream
 from mmgen.modalities.layout import BatchWriter
 from mmgen.model.attention import AttentionBackend
 from mmgen.model.model import plan_batch
@@ -72,13 +72,13 @@ def _packed(config: RunConfig, parts: Parts, seed: int) -> tuple[list[Document],
     (name, source), *_ = config.data.sources.items()
     stream = SampleStream(name, source, seed)
     packer = Packer(config.data.pack, parts.modalities)
-    position = stream.find(Position())
+    position = stream.find(stream.begin())
     misses = number = 0
     while misses < 16:
         draw = keyed_numpy(seed, "compose", number)
         document = compose(stream.at(position), config.data.compose, parts.modalities, draw)
         misses += not packer.add(document)
-        position = stream.find(Position(position.epoch, position.window, position.index + 1))
+        position = stream.find(stream.next(position))
         number += 1
     return [document for row in packer.rows for document in row], packer.finish()
 

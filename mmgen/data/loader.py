@@ -3,15 +3,20 @@
 Every draw is keyed by the number of the sample, so the state is a few counters: where each source stands, how many
 samples and groups were drawn, and which documents wait: for a row with room, or for others with which their noisy
 copies make whole groups.
+
+Several loaders share a run's data, one for each of its streams, and take turns: batch n is of stream n mod streams.
+Each is a pure function of its own state, so that it does not matter which process makes it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from mmgen.data.compose import ComposeConfig, check_tasks, compose
 from mmgen.data.pack import PackConfig, Packer
-from mmgen.data.streams import Position, SampleStream, SourceConfig, check_weights
+from mmgen.data.streams import Position, SampleStream, ShardReader, SourceConfig, check_weights
 from mmgen.data.units import Units, fill_groups
 from mmgen.modalities import MissingPart, Modality
 from mmgen.rng import draw_index, keyed_numpy
@@ -19,6 +24,8 @@ from mmgen.sequence import UNGROUPED, Document, Grouping, PackedBatch
 
 LOOKAHEAD = 16  # documents that may wait for room before a batch is closed
 USELESS = 1000  # samples in a row of which none can be placed, before that is an error
+N = TypeVar("N", int, Tensor)
+
 UNMATCHED = 16  # documents, times the particles of a group, that may wait for others of their kind
 
 
@@ -27,11 +34,17 @@ class DataConfig:
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     compose: ComposeConfig = field(default_factory=ComposeConfig)
     pack: PackConfig = field(default_factory=PackConfig)
+    streams: int = 1
+    """parts of the data that are read and packed apart and take turns; so many processes at most can make batches"""
+
+    def __post_init__(self) -> None:
+        if self.streams < 1:
+            raise ValueError(f"streams {self.streams} must be at least 1")
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One sample's place in the training order: its global number, source and position. Its document follows.
+    """One sample's place in the training order: its number, of all streams, source and position. Its document follows.
 
     `alone` documents found no others of their kind and fill their groups with further copies of their own.
     """
@@ -43,7 +56,7 @@ class Drawn:
 
 
 class Loader:
-    """Iterates over (batch, state); `load_state` continues after the batch that a state came with.
+    """Iterates over (batch, state) of one stream; `load_state` continues after the batch that a state came with.
 
     A document whose copies are no whole groups waits for others like it. Where more than UNMATCHED per particle wait,
     the one whose kind waited longest fills its groups by itself: nothing is lost, and what waits does not grow.
@@ -55,6 +68,8 @@ class Loader:
         modalities: Mapping[str, Modality],
         seed: int,
         grouping: Grouping = UNGROUPED,
+        stream: int = 0,
+        readers: Mapping[str, ShardReader] | None = None,
     ) -> None:
         check_weights(config.sources)
         check_tasks(config.compose, modalities)
@@ -62,10 +77,15 @@ class Loader:
         self.modalities = modalities
         self.seed = seed
         self.grouping = grouping
-        self.streams = {name: SampleStream(name, source, seed) for name, source in config.sources.items()}
+        self.stream = stream
+        readers = readers or {name: ShardReader(source) for name, source in config.sources.items()}
+        self.streams = {
+            name: SampleStream(name, source, seed, stream, config.streams, readers[name])
+            for name, source in config.sources.items()
+        }
         self._weights = [source.weight for source in config.sources.values()]
         self._names = list(config.sources)
-        self.positions = {name: Position() for name in config.sources}
+        self.positions = {name: stream.begin() for name, stream in self.streams.items()}
         self.num_drawn = 0
         self.num_groups = 0
         self.waiting: list[Drawn] = []
@@ -123,7 +143,11 @@ class Loader:
         self._wait(units.waiting())
         batch = packer.finish(self.num_groups)
         self.num_groups += batch.instances.num_groups
-        return batch
+        return replace(batch, instances=replace(batch.instances, group=self._number(batch.instances.group)))
+
+    def _number(self, own: N) -> N:
+        """The number among those of all streams of this one's sample or group `own`."""
+        return own * self.config.streams + self.stream
 
     def _offer(self, packer: Packer, units: Units[Drawn], drawn: Drawn, document: Document) -> None:
         """Place the document and those that waited for it, or let them wait for room; or let it wait for others."""
@@ -156,12 +180,12 @@ class Loader:
             self._composed[drawn.number] = document
 
     def _draw(self) -> Drawn:
-        number = self.num_drawn
+        number = self._number(self.num_drawn)
         name = self._names[0]
         if len(self._names) > 1:
             name = self._names[draw_index(self._weights, keyed_numpy(self.seed, "source", number))]
         position = self.streams[name].find(self.positions[name])
-        self.positions[name] = Position(position.epoch, position.window, position.index + 1)
+        self.positions[name] = self.streams[name].next(position)
         self.num_drawn += 1
         return Drawn(number, name, position)
 
@@ -195,3 +219,11 @@ class Loader:
                 f"{self._num_alone} documents filled groups by themselves, for want of others of their shape"
             )
         return "; ".join(found)
+
+
+def build_loaders(
+    config: DataConfig, modalities: Mapping[str, Modality], seed: int, grouping: Grouping = UNGROUPED
+) -> list[Loader]:
+    """A loader for each stream of the data; what one of them decodes, the others of its process need not."""
+    readers = {name: ShardReader(source) for name, source in config.sources.items()}
+    return [Loader(config, modalities, seed, grouping, stream, readers) for stream in range(config.streams)]

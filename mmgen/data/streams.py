@@ -1,7 +1,8 @@
 """A source of samples in an endless, keyed order: the sample at a position is a pure function of (seed, position).
 
 Each epoch permutes the shards; `window` shards at a time are read and their samples permuted together. A position is
-(epoch, window, index), so that resuming re-reads one window and nothing is skipped or repeated.
+(epoch, window, index), so that resuming re-reads one window and nothing is skipped or repeated. Several streams share a
+source: part i of n takes the samples i, i + n, ... of every window, so that together they hold each sample once.
 """
 
 from collections import OrderedDict
@@ -50,33 +51,87 @@ class Position:
     index: int = 0
 
 
-class SampleStream:
-    """Samples of one source. `at` reads a position, `next_position` says what follows it."""
+class ShardReader:
+    """The shards of one source, decoded and kept as far as the source's configuration allows."""
 
-    def __init__(self, name: str, config: SourceConfig, seed: int) -> None:
+    def __init__(self, config: SourceConfig) -> None:
+        self.config = config
+        self.paths = find_shards(config.path, config.split)
+        self.rejects = Rejects(max_rate=config.max_broken)
+        self.include = {key: _read_list(path) for key, path in config.include.items()}
+        self._kept: OrderedDict[Path, list[Sample]] = OrderedDict()
+
+    def read(self, path: Path) -> list[Sample]:
+        """The samples of a shard that the source takes."""
+        if path not in self._kept:
+            self._kept[path] = [s for s in read_shard(path, self.rejects) if self._is_included(s)]
+            self._trim()
+        self._kept.move_to_end(path)
+        return self._kept[path]
+
+    def _trim(self) -> None:
+        limit = self.config.cache_mb * 2**20
+        while sum(path.stat().st_size for path in self._kept) > limit and len(self._kept) > 1:
+            self._kept.popitem(last=False)
+
+    def _is_included(self, sample: Sample) -> bool:
+        return all(str(sample.metadata.get(key)) in values for key, values in self.include.items())
+
+
+class SampleStream:
+    """Samples of one source, or one of several `parts` of them. `at` reads a position, `next` says what follows it.
+
+    Streams of one source may share its `reader`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: SourceConfig,
+        seed: int,
+        part: int = 0,
+        parts: int = 1,
+        reader: ShardReader | None = None,
+    ) -> None:
+        assert 0 <= part < parts, f"part {part} of {parts}"
         self.name = name
         self.config = config
         self.seed = seed
-        self.shards = find_shards(config.path, config.split)
-        self.rejects = Rejects(max_rate=config.max_broken)
-        self._include = {key: _read_list(path) for key, path in config.include.items()}
-        self._shard_cache: OrderedDict[Path, list[Sample]] = OrderedDict()
+        self.part = part
+        self.parts = parts
+        self.reader = reader or ShardReader(config)
         self._window: tuple[tuple[int, int], list[Sample]] | None = None
 
     @property
+    def rejects(self) -> Rejects:
+        return self.reader.rejects
+
+    @property
     def num_windows(self) -> int:
-        return -(-len(self.shards) // self.config.window)
+        return -(-len(self.reader.paths) // self.config.window)
+
+    def begin(self) -> Position:
+        """Before the stream's first sample (see `find`)."""
+        return Position(index=self.part)
+
+    def next(self, position: Position) -> Position:
+        """What follows a position that `find` returned (see `find`)."""
+        return Position(position.epoch, position.window, position.index + self.parts)
 
     def find(self, position: Position) -> Position:
-        """`position`, or the first one after it that holds a sample. Raises ValueError where a whole epoch has none."""
+        """`position`, or the first one after it that holds a sample of this stream.
+
+        Raises ValueError where a whole epoch has none.
+        """
         for _ in range(2 * self.num_windows + 1):
             if position.index < len(self._samples(position.epoch, position.window)):
                 return position
             last = position.window + 1 == self.num_windows
-            position = Position(position.epoch + last, 0 if last else position.window + 1, 0)
-        wanted = f" with {self.config.include}" if self._include else ""
+            position = Position(position.epoch + last, 0 if last else position.window + 1, self.part)
+        wanted = f" with {self.config.include}" if self.config.include else ""
+        share = f" for each of {self.parts} streams" if self.parts > 1 else ""
         raise ValueError(
-            f"source {self.name}: {self.config.path} has no usable sample{wanted}; {self.rejects.summary()}"
+            f"source {self.name}: {self.config.path} has no usable sample{wanted}{share}; {self.rejects.summary()}"
         )
 
     def at(self, position: Position) -> Sample:
@@ -85,29 +140,16 @@ class SampleStream:
 
     def _samples(self, epoch: int, window: int) -> list[Sample]:
         if self._window is None or self._window[0] != (epoch, window):
-            order = keyed_numpy(self.seed, self.name, "shards", epoch).permutation(len(self.shards))
+            order = keyed_numpy(self.seed, self.name, "shards", epoch).permutation(len(self.reader.paths))
             chosen = order[window * self.config.window : (window + 1) * self.config.window]
             # in order of name: the window's samples do not depend on which shard was drawn first
-            samples = [sample for index in sorted(chosen) for sample in self._shard(self.shards[index])]
+            samples = [
+                sample for index in sorted(chosen) for sample in self.reader.read(self.reader.paths[index])
+            ]
             samples = [sample for sample in samples if self._is_drawn(sample, epoch)]
             shuffled = keyed_numpy(self.seed, self.name, "samples", epoch, window).permutation(len(samples))
             self._window = ((epoch, window), [samples[index] for index in shuffled])
         return self._window[1]
-
-    def _shard(self, path: Path) -> list[Sample]:
-        if path not in self._shard_cache:
-            self._shard_cache[path] = [s for s in read_shard(path, self.rejects) if self._is_included(s)]
-            self._trim()
-        self._shard_cache.move_to_end(path)
-        return self._shard_cache[path]
-
-    def _trim(self) -> None:
-        limit = self.config.cache_mb * 2**20
-        while sum(path.stat().st_size for path in self._shard_cache) > limit and len(self._shard_cache) > 1:
-            self._shard_cache.popitem(last=False)
-
-    def _is_included(self, sample: Sample) -> bool:
-        return all(str(sample.metadata.get(key)) in values for key, values in self._include.items())
 
     def _is_drawn(self, sample: Sample, epoch: int) -> bool:
         for key, share in self.config.thin.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from mmgen.data.shards import MANIFEST, read_manifest
-from mmgen.data.streams import Position, SampleStream, SourceConfig
+from mmgen.data.streams import SampleStream, SourceConfig
 from mmgen.rng import keyed_numpy
 from mmgen.sequence import Sample
 from mmgen.tokenization.latents import on_white
@@ -66,10 +66,10 @@ def read_split(source: SourceConfig, split: str, limit: int = MAX_PICTURES) -> l
 def _read(config: SourceConfig, limit: int) -> list[Sample]:
     stream = SampleStream("evaluation", config, seed=0)  # the name keys the order: not the path, which moves
     samples: list[Sample] = []
-    position = stream.find(Position())
+    position = stream.find(stream.begin())
     while position.epoch == 0 and len(samples) < limit:
         samples.append(stream.at(position))
-        position = stream.find(replace(position, index=position.index + 1))
+        position = stream.find(stream.next(position))
     return samples
 
 

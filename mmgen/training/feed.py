@@ -1,17 +1,18 @@
-"""Batches made ready ahead of the step, in a process beside it: packing, noise and the attention's plan.
+"""Batches made ready ahead of the step, in processes beside it: packing, noise and the attention's plan.
 
-Everything here is a pure function of the loader's state and the seed, so where it runs changes nothing.
+Everything here is a pure function of the loaders' states and the seed, so where it runs changes nothing.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mmgen.data.loader import Loader
 from mmgen.model.attention import AttentionBackend
@@ -33,14 +34,14 @@ class Feed:
     state: NoisyState
     attention: BatchAttention
     remarks: str
-    """what the loader says of its samples so far"""
+    """what the loader says of its samples so far; of the first stream, since each reads all shards in time"""
     windows: Bool[Tensor, "B C"] | None = None
     """context tokens at which a joint head is trained; None where there is no such head"""
 
 
 @dataclass(eq=False)
 class _Feeds(IterableDataset):
-    loader: Loader
+    loaders: Sequence[Loader]
     objective: Objective
     seed: int
     backend: AttentionBackend
@@ -48,45 +49,56 @@ class _Feeds(IterableDataset):
     total_steps: int
     joint: JointConfig | None
 
-    def __iter__(self) -> Iterator[tuple[Feed, dict[str, Any]] | ValueError]:
+    def __iter__(self) -> Iterator[tuple[Feed, int, dict[str, Any]] | ValueError]:
+        """Those of every so many steps as there are workers; also the stream, and its state after the batch."""
+        worker = get_worker_info()
+        first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        batches = [iter(loader) for loader in self.loaders]
         try:
-            for step, (batch, state) in enumerate(self.loader, self.step):
+            for step in count(self.step + first, stride):
+                stream = step % len(self.loaders)
+                loader, (batch, state) = self.loaders[stream], next(batches[stream])
                 # batches made ahead of the last step are never used, but they are made
                 fraction = min(step / self.total_steps, 1.0)
-                drawn = draw_state(batch, self.loader.modalities, self.objective, self.seed, fraction)
+                drawn = draw_state(batch, loader.modalities, self.objective, self.seed, fraction)
                 windows = None
                 if self.joint is not None:
                     windows = draw_windows(batch, self.joint.share, self.seed, step)
                 plan = plan_batch(batch, self.backend)
-                yield Feed(batch, drawn, plan, self.loader.remarks(), windows), state
+                remarks = self.loaders[0].remarks() if stream == 0 else ""
+                yield Feed(batch, drawn, plan, remarks, windows), stream, state
         except ValueError as error:
             yield error  # handed over whole: torch would wrap it in the worker's traceback
 
 
 def feeds(
-    loader: Loader,
+    loaders: Sequence[Loader],
     objective: Objective,
     seed: int,
     backend: AttentionBackend,
     *,
     step: int,
     total_steps: int,
-    ahead: bool,
+    workers: int = 0,
     joint: JointConfig | None = None,
-) -> Iterator[tuple[Feed, dict[str, Any]]]:
-    """(batch ready for its step, the loader's state after it), without end; made in another process if `ahead`.
+) -> Iterator[tuple[Feed, list[dict[str, Any]]]]:
+    """(batch ready for its step, the states of all loaders after it), without end; made by so many processes beside
+    this one, or in it.
 
     The first batch is that of `step` (counted from 0) of `total_steps`, on which an objective's schedule may depend.
-    Raises ValueError where the loader does: no usable sample, or too many broken ones.
+    Raises ValueError where a loader does: no usable sample, or too many broken ones.
     """
-    items: Any = _Feeds(loader, objective, seed, backend, step, total_steps, joint)
-    if ahead:
-        workers = {"num_workers": 1, "prefetch_factor": PREFETCH, "worker_init_fn": _begin_worker}
-        items = DataLoader(items, batch_size=None, **workers)
+    assert not workers or len(loaders) % workers == 0, "a stream is made by one worker"
+    states = [loader.state() for loader in loaders]
+    items: Any = _Feeds(loaders, objective, seed, backend, step, total_steps, joint)
+    if workers:
+        beside = {"num_workers": workers, "prefetch_factor": PREFETCH, "worker_init_fn": _begin_worker}
+        items = DataLoader(items, batch_size=None, **beside)  # which asks its workers in turn
     for item in items:
         if isinstance(item, ValueError):
             raise item
-        yield item
+        feed, stream, states[stream] = item
+        yield feed, list(states)
 
 
 def draw_windows(batch: PackedBatch, share: float, seed: int, step: int) -> Bool[Tensor, "B C"]:

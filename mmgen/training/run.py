@@ -82,8 +82,8 @@ class TrainConfig:
     precision: str = "bf16"
     """bf16 (autocast: matrix products in bfloat16, the rest in float32), float32 or float64"""
     attention: AttentionBackend = "runs"
-    prefetch: bool = True
-    """make batches ready in a process beside the step"""
+    workers: int = 1
+    """processes beside the step that make batches, 0: made between the steps; divides data.streams"""
     begin_from: str | None = None
     """a run, or one of its checkpoints, of the same model: training begins with its averaged weights"""
     ema_decay: float = 0.999
@@ -95,6 +95,8 @@ class TrainConfig:
             raise ValueError(f"precision {self.precision!r} must be bf16, float32 or float64")
         if self.steps < 1:
             raise ValueError(f"steps {self.steps} must be at least 1")
+        if self.workers < 0:
+            raise ValueError(f"workers {self.workers} must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,13 @@ class RunConfig:
     plan: Plan = field(default_factory=lambda: Plan(steps=4, guidance=2.0))
     """how this run is sampled where nothing else is asked for"""
     log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        streams, workers = self.data.streams, self.train.workers
+        if workers and streams % workers:
+            raise ValueError(
+                f"train.workers {workers} must divide data.streams {streams}: each stream is one worker's"
+            )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from mmgen.config import save_yaml, to_mapping
-from mmgen.data.loader import DataConfig, Loader
+from mmgen.data.loader import DataConfig, build_loaders
 from mmgen.evaluation.grid import picture_grid
 from mmgen.model.joint import label_windows
 from mmgen.model.model import Target
@@ -46,6 +46,7 @@ from mmgen.training.run import (
 FREE_ON_RESUME = {
     "train.steps",
     "train.skip_budget",
+    "train.workers",
     "log",
     "checkpoint",
     "preview",
@@ -143,7 +144,7 @@ def train(config: RunConfig, resume: bool = False) -> Path:
     model = parts.model.to(device, torch.float64 if config.train.precision == "float64" else torch.float32)
     ema = Ema(model, config.train.ema_decay)
     optimizer = build_optimizer(model, config.optim)
-    loader = Loader(config.data, parts.modalities, config.seed, parts.objective.grouping)
+    loaders = build_loaders(config.data, parts.modalities, config.seed, parts.objective.grouping)
     guard = FiniteGuard(config.train.skip_budget)
 
     def tensors() -> dict[str, Any]:
@@ -155,37 +156,38 @@ def train(config: RunConfig, resume: bool = False) -> Path:
     if latest is not None:
         scalars = load_checkpoint(latest, tensors())
         step, samples, guard.skipped = scalars["step"], scalars["samples"], scalars["skipped"]
-        loader.load_state(scalars["loader"])
+        for loader, state in zip(loaders, scalars["loaders"], strict=True):
+            loader.load_state(state)
     saved = step if latest is not None else -1
 
-    def save(state: dict[str, Any]) -> Path:
-        scalars = {"step": step, "samples": samples, "skipped": guard.skipped, "loader": state}
+    def save(states: list[dict[str, Any]]) -> Path:
+        scalars = {"step": step, "samples": samples, "skipped": guard.skipped, "loaders": states}
         path = save_checkpoint(run / CHECKPOINTS, step, tensors(), scalars)
         prune(run / CHECKPOINTS, config.checkpoint.keep_last, config.checkpoint.milestones)
         return path
 
     path = latest
-    state = loader.state()
+    states = [loader.state() for loader in loaders]
     total = config.train.steps
     ready = feeds(
-        loader,
+        loaders,
         parts.objective,
         config.seed,
         config.train.attention,
         step=step,
         total_steps=total,
-        ahead=config.train.prefetch,
+        workers=config.train.workers,
         joint=config.joint,
     )
     meters = Meters()
-    remarks = ""
+    heard = told = ""
     report = Reporter(
         run, config.log, total_steps=total, step=step, samples=samples, resolved=to_mapping(config)
     )
     with Interrupt() as interrupt, report:
         report.say(_describe(config, parts, device, latest))
         while step < total and not interrupt.requested():
-            feed, state = next(ready)
+            feed, states = next(ready)
             set_learning_rate(optimizer, lr := learning_rate(config.optim, step, total))
             model.train()
             losses = compute_losses(parts, feed, config.train.precision, device)
@@ -198,14 +200,15 @@ def train(config: RunConfig, resume: bool = False) -> Path:
             optimizer.zero_grad(set_to_none=True)
             step += 1
             samples += feed.batch.num_documents
+            heard = feed.remarks or heard
             for name, part in losses.items():
                 meters.add(f"{name}_loss", part.total, part.count)
             meters.add("loss", loss)
             meters.add("grad_norm", norm)
             report.advance(step, samples)
             if step % config.log.every == 0 or step == total:
-                if feed.remarks != remarks:  # with the rows, since totals grow with every shard that is read
-                    report.say(f"data: {(remarks := feed.remarks)}")
+                if heard != told:  # with the rows, since totals grow with every shard that is read
+                    report.say(f"data: {(told := heard)}")
                 means = meters.read()
                 report.row(step, samples, {"loss": means.pop("loss"), **means, "lr": lr})
             if _due(config.validation.every, step, total):
@@ -215,9 +218,9 @@ def train(config: RunConfig, resume: bool = False) -> Path:
                 with ema.swapped(model):
                     report.say(f"preview {preview(parts, config, run, step)}")
             if step % config.checkpoint.every == 0:
-                path, saved = save(state), step
+                path, saved = save(states), step
         if saved != step:
-            path = save(state)
+            path = save(states)
         report.say(f"{'finished' if step >= total else 'stopped'} at step {step} of {total}: {path}")
     assert path is not None
     return path
@@ -228,16 +231,15 @@ def validate(parts: Parts, config: RunConfig, device: torch.device) -> dict[str,
     """Mean losses on the held-out sources, with draws that do not depend on the step: schedules are at their end."""
     parts.model.eval()
     data = DataConfig(config.validation.sources, config.data.compose, config.data.pack)
-    loader = Loader(data, parts.modalities, config.seed + 1, parts.objective.grouping)
+    loaders = build_loaders(data, parts.modalities, config.seed + 1, parts.objective.grouping)
     meters = Meters()
     ready = feeds(
-        loader,
+        loaders,
         parts.objective,
         config.seed + 1,
         config.train.attention,
         step=1,
         total_steps=1,
-        ahead=False,
         joint=config.joint,
     )
     for feed, _ in islice(ready, config.validation.batches):

@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ComposeConfig({"text image": 1.0}),
             PackConfig(1, 128, 128),
         ),
-        train=TrainConfig(steps=1, precision="float32", prefetch=False),
+        train=TrainConfig(steps=1, precision="float32", workers=0),
         checkpoint=CheckpointConfig(every=1),
     )
     train(config)

@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "sources": {"set": {"path": str(folder / "data")}},
             "pack": {"rows": 2, "context_length": 128, "state_length": 128},
         },
-        "train": {"steps": 8, "prefetch": False},
+        "train": {"steps": 8, "workers": 0},
         "log": {"every": 2},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))

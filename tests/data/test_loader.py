@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mmgen.data.compose import ComposeConfig, compose
 from mmgen.data.loader import DataConfig, Loader
 from mmgen.data.pack import PackConfig, Packer, document_lengths
 from mmgen.data.shards import write_shards
-from mmgen.data.streams import Position, SampleStream, SourceConfig
+from mmgen.data.streams import SampleStream, SourceConfig
 from mmgen.modalities.layout import BatchWriter
 from mmgen.rng import keyed_numpy
 from mmgen.sequence import NO_LABEL, PAD, PackedBatch, Sample
@@ -33,11 +34,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def keys_of_epoch(stream: SampleStream, epoch: int) -> list[str]:
-    position = stream.find(Position(epoch))
+    position = stream.find(replace(stream.begin(), epoch=epoch))
     keys = []
     while position.epoch == epoch:
         keys.append(stream.at(position).key)
-        position = stream.find(Position(position.epoch, position.window, position.index + 1))
+        position = stream.find(stream.next(position))
     return keys
 
 
@@ -48,6 +49,23 @@ def test_an_epoch_holds_every_sample_once_in_an_order_of_its_own(folder: Path):
     assert first != second
     assert first == keys_of_epoch(SampleStream("a", SourceConfig(str(folder), window=2), seed=0), 0)
     assert first != keys_of_epoch(SampleStream("a", SourceConfig(str(folder), window=2), seed=1), 0)
+
+
+@pytest.mark.parametrize("parts", [3, 4])
+def test_parts_of_a_source_hold_each_sample_once_in_every_epoch(folder: Path, parts: int):
+    config = SourceConfig(str(folder), window=2)
+    for epoch in (0, 1):
+        whole = keys_of_epoch(SampleStream("a", config, seed=0), epoch)
+        streams = [SampleStream("a", config, 0, part, parts) for part in range(parts)]
+        each = [keys_of_epoch(stream, epoch) for stream in streams]
+        assert Counter(whole) == Counter(key for keys in each for key in keys)
+        assert all(abs(len(keys) - 50 / parts) < 2 for keys in each)
+
+
+def test_more_streams_than_samples_is_an_error(folder: Path):
+    stream = SampleStream("a", SourceConfig(str(folder), window=5), 0, part=59, parts=60)
+    with pytest.raises(ValueError, match="no usable sample for each of 60 streams"):
+        stream.find(stream.begin())
 
 
 def test_shuffling_goes_beyond_a_shard(folder: Path):
@@ -78,7 +96,7 @@ def test_a_filter_that_leaves_nothing_is_an_error(folder: Path, tmp_path: Path):
         "a", SourceConfig(str(folder), include={"kind": str(tmp_path / "kinds.txt")}), seed=0
     )
     with pytest.raises(ValueError, match="no usable sample"):
-        stream.find(Position())
+        stream.find(stream.begin())
 
 
 def config(folder: Path, **sources: float) -> DataConfig:

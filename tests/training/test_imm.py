@@ -78,12 +78,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "prefetch"), [("float32", True), ("bf16", False)])
+@pytest.mark.parametrize(("precision", "workers"), [("float32", 1), ("bf16", 0)])
 def test_ten_steps_equal_five_and_five_bit_for_bit(
-    config: RunConfig, tmp_path: Path, precision: str, prefetch: bool
+    config: RunConfig, tmp_path: Path, precision: str, workers: int
 ):
     """Leftovers of the groups, their numbers and the schedule of k all go on."""
-    base = replace(config, train=replace(config.train, precision=precision, prefetch=prefetch))
+    base = replace(config, train=replace(config.train, precision=precision, workers=workers))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(replace(base, run=str(whole)))
     train(replace(base, run=str(parts)))
@@ -117,9 +117,9 @@ def test_a_run_learns_and_draws(config: RunConfig, tmp_path: Path):
 
 def test_the_fraction_of_training_reaches_the_draws_in_either_process(config: RunConfig):
     parts = build(replace(config, objective=IMMConfig(k=3.0, k_final=10.0)))
-    for ahead in (False, True):
+    for workers in (0, 1):
         loader = Loader(config.data, parts.modalities, 0, parts.objective.grouping)
-        drawn = feeds(loader, parts.objective, 0, "runs", step=6, total_steps=8, ahead=ahead)
+        drawn = feeds([loader], parts.objective, 0, "runs", step=6, total_steps=8, workers=workers)
         moved = 0
         for number, (feed, _) in enumerate(islice(drawn, 4)):
             fraction = min(1.0, (6 + number) / 8)  # the last are made ahead of the end and never used

@@ -1,0 +1,83 @@
+"""Batches made ahead: the same whatever process makes them, from the same states on."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+
+from mmgen.data.compose import ComposeConfig
+from mmgen.data.loader import DataConfig, build_loaders
+from mmgen.data.pack import PackConfig
+from mmgen.data.shards import write_shards
+from mmgen.data.streams import SourceConfig
+from mmgen.objectives import IMM, IMMConfig
+from mmgen.training.feed import Feed, feeds
+from mmgen.training.run import RunConfig, TrainConfig
+from tests.parts import modalities, sample
+
+STREAMS = 4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    path = tmp_path_factory.mktemp("data") / "set"
+    write_shards(path, [sample(i) for i in range(60)], lambda _: "train", "test", max_samples_per_shard=10)
+    tasks = ComposeConfig({"text image": 0.6, "image text": 0.2, "text": 0.2})
+    return DataConfig({"a": SourceConfig(str(path), window=3)}, tasks, PackConfig(2, 128, 128), STREAMS)
+
+
+def made(data: DataConfig, workers: int, num: int, step: int = 0, states: list | None = None):
+    objective = IMM(IMMConfig(k=3.0, k_final=8.0))
+    loaders = build_loaders(data, modalities(), 5, objective.grouping)
+    for loader, state in zip(loaders, states or [], strict=states is not None):
+        loader.load_state(state)
+    ready = feeds(loaders, objective, 5, "runs", step=step, total_steps=20, workers=workers)
+    return list(islice(ready, num))
+
+
+def same(one: Feed, other: Feed) -> bool:
+    pairs = [
+        (one.batch.context.ids, other.batch.context.ids),
+        (one.state.x["image"], other.state.x["image"]),
+        (one.state.x_r["image"], other.state.x_r["image"]),
+        (one.state.t, other.state.t),
+        (one.batch.instances.group, other.batch.instances.group),
+    ]
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_any_number_of_workers_makes_the_same_batches(data: DataConfig, workers: int):
+    for (feed, states), (expected, expected_states) in zip(
+        made(data, workers, 9), made(data, 0, 9), strict=True
+    ):
+        assert same(feed, expected) and states == expected_states
+
+
+@pytest.mark.parametrize("cut", [3, 4])
+def test_another_number_of_workers_goes_on_from_the_states_of_a_step(data: DataConfig, cut: int):
+    whole = made(data, 2, 10)
+    states = json.loads(json.dumps(whole[cut - 1][1]))
+    for (feed, after), (expected, expected_after) in zip(
+        made(data, 4, 5, cut, states), whole[cut:], strict=False
+    ):
+        assert same(feed, expected) and after == expected_after
+
+
+def test_groups_and_samples_of_all_streams_have_numbers_of_their_own(data: DataConfig):
+    feeds_, states = zip(*made(data, 0, 12), strict=True)
+    groups = Counter(g for feed in feeds_ for g in feed.batch.instances.group.unique().tolist())
+    assert max(groups.values()) == 1
+    drawn = [state["num_drawn"] for state in states[-1]]
+    assert min(drawn) > 0, "every stream was asked"
+    numbers = [{d["number"] % STREAMS for d in state["waiting"]} for state in states[-1]]
+    assert all(found <= {stream} for stream, found in enumerate(numbers))
+
+
+def test_a_number_of_workers_that_does_not_divide_the_streams_is_refused(data: DataConfig):
+    with pytest.raises(ValueError, match=r"train.workers 3 must divide data.streams 4"):
+        RunConfig(data=data, train=TrainConfig(workers=3))
+    RunConfig(data=replace(data, streams=6), train=TrainConfig(workers=3))
