@@ -18,6 +18,8 @@ from torch import Tensor
 
 from mmgen.files import write_text
 
+METRICS = "metrics.jsonl"
+
 
 @dataclass(frozen=True)
 class LogConfig:
@@ -137,7 +139,7 @@ class Reporter:
     def __enter__(self) -> "Reporter":
         if not self._first:
             return self
-        self._file = MetricsFile(self.run / "metrics.jsonl", self._start)
+        self._file = MetricsFile(self.run / METRICS, self._start)
         self._wandb = self._open_wandb() if self.config.wandb_project else None
         if self._console.is_terminal:
             columns = (
