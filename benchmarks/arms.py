@@ -37,12 +37,20 @@ from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
 from mmgen.sequence import PAD
 from mmgen.training.checkpoint import latest_checkpoint
-from mmgen.training.run import CHECKPOINTS, PreviewConfig, RunConfig, ValidationConfig, build
+from mmgen.training.run import (
+    CHECKPOINTS,
+    PreviewConfig,
+    RunConfig,
+    ValidationConfig,
+    build,
+    default_device,
+)
 
 DataName = Literal["digits", "fashion"]
 HELD_OUT = {"digits": "validation", "fashion": "test"}
 COMPONENTS = 64  # of lite0 features
 CLASSIFIER_PICTURES = 10_000
+HELD_OUT_PICTURES = 2_000  # at most: what is drawn for them is scored again and again
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ def train(runs: Sequence[Run], workers: int) -> None:
 
 
 class Extract(Protocol):
-    def __call__(self, images: Sequence[Image], /) -> Float[Tensor, "N F"]: ...
+    def __call__(self, images: Sequence[Image], /, cached: bool = False) -> Float[Tensor, "N F"]: ...
 
 
 @dataclass(frozen=True)
@@ -145,29 +153,32 @@ def real(config: RunConfig, data: DataName) -> Real:
     training, held_out = (
         real_pictures(read_split(source, split), config.size) for split in (SEEN, HELD_OUT[data])
     )
+    held_out = held_out[:HELD_OUT_PICTURES]
     some = training[:CLASSIFIER_PICTURES]
     extract = pixels if data == "digits" else _components([picture.picture for picture in some])
     classifier = SVC(gamma="scale", C=10.0).fit(
         pixels([picture.picture for picture in some]).numpy(), [picture.prompt for picture in some]
     )
-    features, trained = (extract([picture.picture for picture in part]) for part in (held_out, training))
+    features, trained = (
+        extract([picture.picture for picture in part], cached=True) for part in (held_out, training)
+    )
     return Real(held_out, features, trained, classifier, extract)
 
 
-def pixels(images: Sequence[Image], /) -> Float[Tensor, "N F"]:
-    """Grey levels in [0, 1]."""
+def pixels(images: Sequence[Image], /, cached: bool = False) -> Float[Tensor, "N F"]:
+    """Grey levels in [0, 1]; there is nothing to gain by keeping them."""
     levels = (np.asarray(image.convert("L"), dtype=np.float64) / 255 for image in images)
     return torch.stack([torch.from_numpy(each).flatten() for each in levels])
 
 
 def _components(images: Sequence[Image]) -> Extract:
-    network = Lite0Features()
-    base = picture_features(images, network).double()
+    network = Lite0Features(default_device())
+    base = picture_features(images, network, cached=True).double()
     centre = base.mean(0)
     axes = torch.linalg.svd(base - centre, full_matrices=False)[2][:COMPONENTS]
 
-    def extract(images: Sequence[Image], /) -> Float[Tensor, "N F"]:
-        return (picture_features(images, network).double() - centre) @ axes.T
+    def extract(images: Sequence[Image], /, cached: bool = False) -> Float[Tensor, "N F"]:
+        return (picture_features(images, network, cached).double() - centre) @ axes.T
 
     return extract
 

@@ -73,8 +73,8 @@ def measure(arguments: Arguments) -> list[harness.Row]:
     lengths = {"imm": steps, "flow_matching": round(steps * arms.cost_ratio(config))}
     runs = _tuning_runs(arguments, lengths) if arguments.tune else _runs(arguments, lengths)
     arms.train(runs, arguments.workers)
+    side = _real(arguments.data)  # keeps its features for the processes that score
     scored = _scored(runs, arguments)
-    side = _real(arguments.data)
     rows: list[harness.Row] = [arms.floor(side, len(side.held_out) * arguments.copies)]
     rows += [score.row for score in scored]
     return rows if arguments.tune else rows + _ratios(scored, arguments)

@@ -19,6 +19,7 @@ from torch.nn.functional import cosine_similarity
 from benchmarks import harness
 from mmgen.data.loader import Loader
 from mmgen.evaluation.intervals import Estimate
+from mmgen.model.attention import choose_backend
 from mmgen.objectives import IMM, IMMConfig
 from mmgen.objectives.base import Times
 from mmgen.training.checkpoint import load_model_weights
@@ -67,6 +68,7 @@ def measure(arguments: Arguments) -> list[harness.Row]:
         raise ValueError(f"{arguments.run} was trained by {config.objective.name}, not by imm")
     parts = build(config)
     parts.model.load_state_dict(load_model_weights(checkpoint, "model"))
+    backend = choose_backend(config.train.attention, CPU)
     batches = 2 if arguments.quick else arguments.seeds
     rows: list[harness.Row] = []
     for k in arguments.k:
@@ -76,7 +78,7 @@ def measure(arguments: Arguments) -> list[harness.Row]:
             objective = Bucket(asked, low, high)
             here = replace(parts, objective=objective)
             loader = Loader(config.data, parts.modalities, config.seed, objective.grouping)
-            made = feeds([loader], objective, config.seed, config.train.attention, step=0, total_steps=1)
+            made = feeds([loader], objective, config.seed, backend, step=0, total_steps=1)
             exact, narrow = [], []
             for feed, _ in islice(made, batches):
                 for precision, found in (("float32", exact), ("bf16", narrow)):

@@ -9,8 +9,8 @@ import torch
 from mmgen.config import load_yaml
 from mmgen.data.loader import DataConfig
 from mmgen.data.streams import SourceConfig
-from mmgen.modalities import Modality, build_modalities
-from mmgen.model.attention import AttentionBackend
+from mmgen.modalities import Image, Modality, build_modalities
+from mmgen.model.attention import AttentionChoice
 from mmgen.model.joint import JointConfig
 from mmgen.model.model import Model
 from mmgen.model.trunk import TrunkConfig
@@ -81,7 +81,8 @@ class TrainConfig:
     steps: int = 1000
     precision: str = "bf16"
     """bf16 (autocast: matrix products in bfloat16, the rest in float32), float32 or float64"""
-    attention: AttentionBackend = "runs"
+    attention: AttentionChoice = "auto"
+    """how attention is computed; auto: runs on a CPU, dense on a GPU"""
     workers: int = 1
     """processes beside the step that make batches, 0: made between the steps; divides data.streams"""
     begin_from: str | None = None
@@ -153,6 +154,11 @@ def build(config: RunConfig) -> Parts:
     return Parts(tokenizer, modalities, model, objective, config.joint)
 
 
+def default_device() -> torch.device:
+    """The first GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load(run: str | Path, which: str = "ema") -> Sampler:
     """A sampler of a run's latest checkpoint (`which`: its averaged weights, or the plain ones, "model").
 
@@ -162,7 +168,11 @@ def load(run: str | Path, which: str = "ema") -> Sampler:
     config = load_run_config(checkpoint.parent.parent)
     parts = build(config)
     parts.model.load_state_dict(load_model_weights(checkpoint, which))
-    parts.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
+    parts.model.to(device)
+    for modality in parts.modalities.values():
+        if isinstance(modality, Image):
+            modality.codec.compute_on(device)
     return Sampler(parts.model, parts.modalities, parts.objective, config.size, config.plan)
 
 

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from mmgen.config import save_yaml, to_mapping
 from mmgen.data.loader import DataConfig, build_loaders
 from mmgen.evaluation.grid import picture_grid
+from mmgen.model.attention import choose_backend
 from mmgen.model.joint import label_windows
 from mmgen.model.model import Target
 from mmgen.objectives import Objective, text_loss
@@ -38,6 +39,7 @@ from mmgen.training.run import (
     Parts,
     RunConfig,
     build,
+    default_device,
     find_checkpoint,
     load_run_config,
 )
@@ -135,7 +137,7 @@ def train(config: RunConfig, resume: bool = False) -> Path:
     """
     run = Path(config.run)
     latest = _checkpoint_to_resume(run, config, resume)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     keep_freed_memory()
     torch.manual_seed(config.seed)
     parts = build(config)
@@ -173,7 +175,7 @@ def train(config: RunConfig, resume: bool = False) -> Path:
         loaders,
         parts.objective,
         config.seed,
-        config.train.attention,
+        choose_backend(config.train.attention, device),
         step=step,
         total_steps=total,
         workers=config.train.workers,
@@ -237,7 +239,7 @@ def validate(parts: Parts, config: RunConfig, device: torch.device) -> dict[str,
         loaders,
         parts.objective,
         config.seed + 1,
-        config.train.attention,
+        choose_backend(config.train.attention, device),
         step=1,
         total_steps=1,
         joint=config.joint,
@@ -308,5 +310,5 @@ def _describe(config: RunConfig, parts: Parts, device: torch.device, latest: Pat
     begin = f"resuming {latest}" if latest is not None else f"training {config.run}"
     return (
         f"{begin}: {parts.model.num_parameters() / 1e6:.2f}M parameters, {config.objective.name}, "
-        f"{config.train.precision}, {config.train.attention} attention, on {device.type}"
+        f"{config.train.precision}, {choose_backend(config.train.attention, device)} attention, on {device.type}"
     )

@@ -7,6 +7,7 @@ A backend takes the layouts of queries and keys and returns a callable (q, k, v)
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from mmgen.model.attention.dense import DenseAttention
@@ -15,6 +16,14 @@ from mmgen.sequence import Layout
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 AttentionBackend = Literal["dense", "runs"]
+AttentionChoice = Literal["auto", "dense", "runs"]
+
+
+def choose_backend(asked: AttentionChoice, device: torch.device) -> AttentionBackend:
+    """What `auto` means on a device. Runs are many small products, which cost a GPU more than a mask does."""
+    if asked == "auto":
+        return "dense" if device.type == "cuda" else "runs"
+    return asked
 
 
 def plan_attention(queries: Layout, keys: Layout, backend: AttentionBackend) -> Attend:
@@ -28,4 +37,12 @@ def plan_attention(queries: Layout, keys: Layout, backend: AttentionBackend) -> 
     return RunsAttention.plan(queries, keys)
 
 
-__all__ = ["Attend", "AttentionBackend", "DenseAttention", "RunsAttention", "plan_attention"]
+__all__ = [
+    "Attend",
+    "AttentionBackend",
+    "AttentionChoice",
+    "DenseAttention",
+    "RunsAttention",
+    "choose_backend",
+    "plan_attention",
+]
