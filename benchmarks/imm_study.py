@@ -7,7 +7,7 @@ that of `base` with the same seed, the mean over seeds on a log scale with Stude
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -107,40 +107,42 @@ class Arguments(harness.Arguments):
 def measure(arguments: Arguments) -> list[harness.Row]:
     config = arms.prepare(arguments.data)
     ratio = arms.cost_ratio(config)
-    first: dict[tuple[Variant, int], arms.Run] = {}
-    runs: dict[tuple[Variant, int], arms.Run] = {}
+    jobs: dict[
+        tuple[Variant, int], list[arms.Run]
+    ] = {}  # what is trained one after the other; the last is scored
     for seed in range(arguments.seeds):
         for variant, settings in _variants(arguments).items():
             run = _run(variant, settings, seed, arguments)
+            jobs[variant, seed] = [run]
             if variant[0] == BEGIN:
                 before = round((_steps(arguments) - run.steps) * ratio)
                 folder = arguments.runs / f"{arguments.data}-flow_matching-{seed}-{before}"
-                first[variant, seed] = arms.Run(folder, arguments.data, "flow_matching", seed, before)
-                run = replace(run, settings={"train.begin_from": str(folder)})
-            runs[variant, seed] = run
-    arms.train(list(first.values()), arguments.workers)
+                first = arms.Run(folder, arguments.data, "flow_matching", seed, before)
+                jobs[variant, seed] = [first, replace(run, settings={"train.begin_from": str(folder)})]
     with ProcessPoolExecutor(
         arguments.workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        scored = list(pool.map(partial(_scored, arguments), runs.values()))
+        scored = list(pool.map(partial(_scored, arguments), jobs.values()))
     side = _real(arguments.data)
     rows: list[harness.Row] = [arms.floor(side, len(side.held_out) * arguments.copies)]
     found: dict[tuple[Variant, int, int], float] = {}
-    for ((variant, seed), run), by_steps in zip(runs.items(), scored, strict=True):
+    for ((variant, seed), runs), by_steps in zip(jobs.items(), scored, strict=True):
         for steps, row in zip(arguments.steps, by_steps, strict=True):
             found[variant, steps, seed] = row["frechet"]
             name = {"factor": variant[0], "value": variant[1], "steps": steps, "seed": seed}
-            rows.append({**name, **row, "train_steps": run.steps})
+            rows.append({**name, **row, "train_steps": runs[-1].steps})
     return rows + _ratios(found, arguments)
 
 
-def _scored(arguments: Arguments, run: arms.Run) -> list[dict[str, Any]]:
-    """Figures of a run for each number of evaluations; kept beside it, so that machines can share a study."""
+def _scored(arguments: Arguments, runs: Sequence[arms.Run]) -> list[dict[str, Any]]:
+    """Figures of the last of `runs` by number of evaluations; kept beside it, so that machines can share a study."""
+    run = runs[-1]
     path = run.folder.with_suffix(".scores.json")
     kept = json.loads(path.read_text()) if path.is_file() else {}
     key = f"{arguments.copies} copies"
     if missing := [steps for steps in arguments.steps if str(steps) not in kept.get(key, {})]:
-        arms.train([run], 1)
+        for each in runs:
+            arms.train([each], 1)
         side, sampler = _real(arguments.data), load(run.folder)
         found = kept.setdefault(key, {})
         for steps in missing:
