@@ -2,10 +2,10 @@
 
 Both arms train the same configuration with every seed, flow matching for as many more steps as make up for IMM's target
 pass. Pictures are then drawn with 1 to 32 network evaluations and compared with HELD-OUT real ones, so that copying the
-training pictures wins nothing. Both take the best of the same time grids at every number of evaluations, flow matching
-of Euler and Heun too; which is best is said by pictures of their own. `floor` rows are training pictures in place of
-drawn ones. `ratio` rows give IMM's distance over flow matching's (and what KID, which is near 0 for both, differs by),
-with an interval over seeds, prompts and real pictures (paired bootstrap).
+training pictures wins nothing. At every number of evaluations both take the best of the same time grids, flow matching
+of Euler and Heun too, chosen on pictures of their own. `floor` rows are training pictures in place of drawn ones.
+`ratio` rows give IMM's distance over flow matching's (and what KID, near 0 for both, differs by), with an interval over
+seeds, prompts and real pictures (paired bootstrap).
 """
 
 from collections.abc import Mapping, Sequence

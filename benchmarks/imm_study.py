@@ -107,9 +107,8 @@ class Arguments(harness.Arguments):
 def measure(arguments: Arguments) -> list[harness.Row]:
     config = arms.prepare(arguments.data)
     ratio = arms.cost_ratio(config)
-    jobs: dict[
-        tuple[Variant, int], list[arms.Run]
-    ] = {}  # what is trained one after the other; the last is scored
+    # what is trained one after the other; the last is scored
+    jobs: dict[tuple[Variant, int], list[arms.Run]] = {}
     for seed in range(arguments.seeds):
         for variant, settings in _variants(arguments).items():
             run = _run(variant, settings, seed, arguments)
