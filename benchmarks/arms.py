@@ -51,7 +51,7 @@ HELD_OUT = {"digits": "validation", "fashion": "test"}
 COMPONENTS = 64  # of lite0 features
 CLASSIFIER_PICTURES = 10_000
 SEED_STRIDE = 1_000_000  # of the noise of two runs
-CHOOSING_COPIES = 2  # pictures for each held-out one's prompt on which a plan is chosen
+CHOOSING_COPIES = 1  # pictures for each held-out one's prompt on which a plan is chosen
 HELD_OUT_PICTURES = 2_000  # at most: what is drawn for them is scored again and again
 
 

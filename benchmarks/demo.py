@@ -1,8 +1,9 @@
 """The main job: a joint text-and-picture model on everyday emoji, and what it draws at 1, 2, 4 and 8 steps.
 
-Trains `configs/demo.yaml` once per seed (a run that is there is continued, or taken as it is), then asks for the
-training prompts and for all held-out (concept, style) pairs. Retrieval@1: the nearest real latent among the prompts'
-own pictures is the right one; and the same by lite0 features. Ends with a grid of pictures for people to look at.
+Trains `configs/demo.yaml` once per seed (a run that is there is continued, or taken as it is; `--run` names another),
+then asks for the training prompts and for all held-out (concept, style) pairs. Retrieval@1: the nearest real latent
+among the prompts' own pictures is the right one; and the same by lite0 features. Ends with a grid of pictures to look
+at.
 """
 
 import time
@@ -38,6 +39,8 @@ class Arguments(harness.Arguments):
     """Runs, with seeds 0, 1, ..."""
     config: Path = Path("configs/demo.yaml")
     """What is trained."""
+    run: Path | None = None
+    """Judge this run, such as models/emoji, in place of training one."""
     steps: tuple[int, ...] = (1, 2, 4, 8)
     """Refinement steps of a picture."""
     guidance: float | None = None
@@ -49,7 +52,7 @@ class Arguments(harness.Arguments):
 def measure(arguments: Arguments) -> list[harness.Row]:
     rows: list[harness.Row] = []
     for seed in range(arguments.seeds):
-        run, seconds = _train(arguments, seed)
+        run, seconds = (arguments.run, None) if arguments.run is not None else _train(arguments, seed)
         sampler = load(run)
         for split, limit in SPLITS.items():
             pictures = _pictures(load_run_config(run), split, sampler)[: 8 if arguments.quick else limit]

@@ -57,7 +57,7 @@ class Arguments(harness.Arguments):
     """Network evaluations of a picture."""
     train_steps: int | None = None
     """Of IMM; the configuration's where it is not given."""
-    copies: int = 8
+    copies: int = 4
     """Pictures drawn for each held-out one's caption."""
     runs: Path = Path("runs/headline")
     """Where runs are kept; one that is there is continued, or taken as it is."""
