@@ -79,7 +79,7 @@ class Arguments(harness.Arguments):
 class Real:
     """Captions of all training pictures at every level, and which ones' are asked for."""
 
-    captions: Mapping[str, Sequence[str]]
+    captions: Mapping[str, list[str]]
     latents: Float[Tensor, "T F"]
     features: Float[Tensor, "T F"]
     asked: Int[Tensor, "N"]
