@@ -22,10 +22,10 @@ from mmgen.modalities import MissingPart, Modality
 from mmgen.rng import draw_index, keyed_numpy
 from mmgen.sequence import UNGROUPED, Document, Grouping, PackedBatch
 
-LOOKAHEAD = 16  # documents that may wait for room before a batch is closed
-USELESS = 1000  # samples in a row of which none can be placed, before that is an error
 N = TypeVar("N", int, Tensor)
 
+LOOKAHEAD = 16  # documents that may wait for room before a batch is closed
+USELESS = 1000  # samples in a row of which none can be placed, before that is an error
 UNMATCHED = 16  # documents, times the particles of a group, that may wait for others of their kind
 
 
