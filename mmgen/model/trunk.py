@@ -8,8 +8,9 @@ Shape letters: B rows, L tokens (C of the context, S of the state), P tokens of 
 heads, E head dim, I instances, N blocks.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -99,18 +100,21 @@ class FeedForward(nn.Module):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a block needs beside one stream's hidden states. `modulation` is per block and instance (state only)."""
+    """What a block needs beside one stream's hidden states. `modulation` is of all blocks, or one's (state only)."""
 
     rope: tuple[Tensor, Tensor]
     attend: Attend
-    modulation: Float[Tensor, "N I 6 W"] | None = None
+    modulation: Float[Tensor, "N I 6 W"] | Float[Tensor, "I 6 W"] | None = None
     instance: Int[Tensor, "B S"] | None = None
+
+    def of_block(self, index: int) -> "Inputs":
+        """Those of one block, which does not know its own number: what is compiled for one serves all."""
+        return self if self.modulation is None else replace(self, modulation=self.modulation[index])
 
 
 class Block(nn.Module):
-    def __init__(self, config: TrunkConfig, index: int) -> None:
+    def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
-        self.index = index
         self.input_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
@@ -130,7 +134,7 @@ class Block(nn.Module):
         assert inputs.instance is not None, "modulation is per instance"
         # six gathers, not one of six times the width: its gradient would be put together from six copies
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (
-            gather(inputs.instance, each) for each in inputs.modulation[self.index].unbind(-2)
+            gather(inputs.instance, each) for each in inputs.modulation.unbind(-2)
         )
         normed = torch.addcmul(shift_a, self.input_layernorm(x), scale_a)
         x = torch.addcmul(x, gate_a, self.self_attn(normed, inputs.rope, inputs.attend, past)[0].to(x.dtype))
@@ -173,7 +177,7 @@ class Trunk(nn.Module):
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.apply(self._init_weights)
         for name, parameter in self.named_parameters():
@@ -210,8 +214,8 @@ class Trunk(nn.Module):
         self, x: Float[Tensor, "B S W"], inputs: Inputs, past: Sequence[KeyValue]
     ) -> Float[Tensor, "B S W"]:
         """Hidden states of noisy tokens before the final norm, read against `past`; nothing is committed."""
-        for block, kv in zip(self.layers, past, strict=True):
-            _, x, _, _ = block(None, x, None, inputs, kv)
+        for index, (block, kv) in enumerate(zip(self.layers, past, strict=True)):
+            _, x, _, _ = block(None, x, None, inputs.of_block(index), kv)
         return x
 
     def forward(
@@ -227,8 +231,15 @@ class Trunk(nn.Module):
 
         `target` is refined as the state is, with inputs of its own and without gradient.
         """
-        for block in self.layers:
-            context, state, target, _ = block(
-                context, state, context_inputs, state_inputs, None, target, target_inputs
-            )
+        for index, block in enumerate(self.layers):
+            own, others = state_inputs.of_block(index), target_inputs and target_inputs.of_block(index)
+            context, state, target, _ = block(context, state, context_inputs, own, None, target, others)
         return context, state, target
+
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compiles `forward` of a block, whole; all blocks share what comes of it. The first calls take minutes.
+
+        Shapes but the number of instances should stay as they are, or it is compiled again.
+        """
+        for block in self.layers:
+            block.compile(fullgraph=True, backend=backend)

@@ -32,7 +32,8 @@ class Feed:
 
     batch: PackedBatch
     state: NoisyState
-    attention: BatchAttention
+    attention: BatchAttention | None
+    """None for dense: its masks are larger than the layouts they are made of, so they are made where the step is"""
     remarks: str
     """what the loader says of its samples so far; of the first stream, since each reads all shards in time"""
     windows: Bool[Tensor, "B C"] | None = None
@@ -64,7 +65,7 @@ class _Feeds(IterableDataset):
                 windows = None
                 if self.joint is not None:
                     windows = draw_windows(batch, self.joint.share, self.seed, step)
-                plan = plan_batch(batch, self.backend)
+                plan = None if self.backend == "dense" else plan_batch(batch, self.backend)
                 remarks = self.loaders[0].remarks() if stream == 0 else ""
                 yield Feed(batch, drawn, plan, remarks, windows), stream, state
         except ValueError as error:

@@ -83,6 +83,8 @@ class TrainConfig:
     """bf16 (autocast: matrix products in bfloat16, the rest in float32), float32 or float64"""
     attention: AttentionChoice = "auto"
     """how attention is computed; auto: runs on a CPU, dense on a GPU"""
+    compile: bool = False
+    """torch.compile the trunk's block, once for all layers; needs dense attention"""
     workers: int = 1
     """processes beside the step that make batches, 0: made between the steps; divides data.streams"""
     begin_from: str | None = None

@@ -15,7 +15,7 @@ from mmgen.data.loader import DataConfig, build_loaders
 from mmgen.evaluation.grid import picture_grid
 from mmgen.model.attention import choose_backend
 from mmgen.model.joint import label_windows
-from mmgen.model.model import Target
+from mmgen.model.model import Target, plan_batch
 from mmgen.objectives import Objective, text_loss
 from mmgen.objectives.draw import NoisyState
 from mmgen.sampling.sampler import Sampler
@@ -79,8 +79,9 @@ def compute_losses(parts: Parts, feed: Feed, precision: str, device: torch.devic
     target = None
     if objective.needs_target:
         target = Target(state.x_r, state.r, objective.told_target(state.r, state.s))
+    attention = plan_batch(batch, "dense") if feed.attention is None else feed.attention
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        hidden, outputs, targets = parts.model(batch, state.x, state.t, told, feed.attention, target)
+        hidden, outputs, targets = parts.model(batch, state.x, state.t, told, attention, target)
     asked = batch.labels != NO_LABEL
     losses = {"text": Loss(text_loss(parts.model.logits(hidden[asked]), batch.labels[asked]), asked.sum())}
     head = parts.model.joint_head
@@ -144,6 +145,12 @@ def train(config: RunConfig, resume: bool = False) -> Path:
     if config.train.begin_from is not None and latest is None:
         load_checkpoint(find_checkpoint(config.train.begin_from), {"ema": parts.model.state_dict()})
     model = parts.model.to(device, torch.float64 if config.train.precision == "float64" else torch.float32)
+    if config.train.compile:
+        if choose_backend(config.train.attention, device) != "dense":
+            raise ValueError(
+                "train.compile needs train.attention dense: runs have other shapes in every batch"
+            )
+        model.trunk.compile_blocks()
     ema = Ema(model, config.train.ema_decay)
     optimizer = build_optimizer(model, config.optim)
     loaders = build_loaders(config.data, parts.modalities, config.seed, parts.objective.grouping)
@@ -253,12 +260,13 @@ def validate(parts: Parts, config: RunConfig, device: torch.device) -> dict[str,
 def preview(parts: Parts, config: RunConfig, run: Path, step: int) -> Path:
     """Draws the preview prompts with each number of steps and writes one grid under the run's `previews`."""
     sampler = Sampler(parts.model, parts.modalities, parts.objective, config.size, config.plan)
-    rows = [
-        sampler.generate(
-            config.preview.prompts, replace(config.plan, steps=steps, guidance=config.preview.guidance)
-        ).images
-        for steps in config.preview.steps
-    ]
+    with torch.compiler.set_stance("force_eager"):  # a cache grows: every shape would be compiled anew
+        rows = [
+            sampler.generate(
+                config.preview.prompts, replace(config.plan, steps=steps, guidance=config.preview.guidance)
+            ).images
+            for steps in config.preview.steps
+        ]
     path = run / "previews" / f"step-{step:08d}.png"
     path.parent.mkdir(exist_ok=True)
     labels = [f"{steps} step{'s' if steps > 1 else ''}" for steps in config.preview.steps]

@@ -125,6 +125,23 @@ def test_a_model_of_text_alone_trains_and_writes(config: RunConfig, tmp_path: Pa
         sampler.generate(["red"])
 
 
+@pytest.mark.slow
+def test_a_compiled_run_trains_alike_and_previews(config: RunConfig, tmp_path: Path):
+    losses = []
+    for compiled in (False, True):
+        settings = replace(config.train, attention="dense", compile=compiled)
+        run = tmp_path / f"compiled-{compiled}"
+        train(replace(config, run=str(run), train=settings))
+        losses.append([row["loss"] for row in rows(run) if "loss" in row])
+        assert (run / "previews" / "step-00000010.png").is_file()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_what_has_other_shapes_in_every_batch_is_not_compiled(config: RunConfig, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"train.compile needs train.attention dense"):
+        train(replace(config, run=str(tmp_path), train=replace(config.train, attention="runs", compile=True)))
+
+
 def test_windows_are_drawn_by_seed_and_step_among_the_tokens_with_a_label(config: RunConfig):
     parts = build(config)
     batch, _ = next(iter(Loader(config.data, parts.modalities, 0)))

@@ -1,7 +1,6 @@
 """The reference: scaled dot-product attention under the rule as a dense mask. Quadratic; also serves short caches."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch.nn.functional as F
 from jaxtyping import Bool
@@ -18,18 +17,11 @@ def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
 
 @dataclass(frozen=True)
 class DenseAttention:
-    """The mask is made where it is first used: a plan that was made beside a GPU goes there as a few integers."""
-
-    queries: Layout
-    keys: Layout
+    mask: Bool[Tensor, "B 1 Q K"]
 
     @staticmethod
     def plan(queries: Layout, keys: Layout) -> "DenseAttention":
-        return DenseAttention(queries, keys)
-
-    @cached_property
-    def mask(self) -> Bool[Tensor, "B 1 Q K"]:
-        return allow(self.queries, self.keys)[:, None]
+        return DenseAttention(allow(queries, keys)[:, None])
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = repeat_heads(k, q.shape[-2]), repeat_heads(v, q.shape[-2])
