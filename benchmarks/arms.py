@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -149,8 +151,16 @@ class Real:
         return [picture.prompt for picture in self.held_out]
 
 
-def real(config: RunConfig, data: DataName) -> Real:
+def side_by_side(workers: int) -> ProcessPoolExecutor:
+    """Processes of one thread each, to score runs in; not forked, which a GPU's context does not survive."""
+    context, one = get_context("spawn"), (1,)
+    return ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=one)
+
+
+@cache
+def real(data: DataName) -> Real:
     """Features are grey levels of small pictures, of others the leading components of lite0's."""
+    config = prepare(data)
     source = next(iter(config.data.sources.values()))
     training, held_out = (
         real_pictures(read_split(source, split), config.size) for split in (SEEN, HELD_OUT[data])

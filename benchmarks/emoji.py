@@ -11,10 +11,8 @@ the time grids by KID over all seeds.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,9 +110,7 @@ def measure(arguments: Arguments) -> list[harness.Row]:
     real = _real(config, load(runs[0].folder), Lite0Features(default_device()), arguments)
     rows: list[harness.Row] = []
     found: dict[Case, list[Drawn]] = defaultdict(list)
-    with ProcessPoolExecutor(
-        arguments.workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    with arms.side_by_side(arguments.workers) as pool:
         for scored in pool.map(partial(_scored, arguments, real), runs):
             for case, drawn, row in scored:
                 found[case].append(drawn)

@@ -9,11 +9,9 @@ seeds, prompts and real pictures (paired bootstrap).
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +71,7 @@ def measure(arguments: Arguments) -> list[harness.Row]:
     lengths = {"imm": steps, "flow_matching": round(steps * arms.cost_ratio(config))}
     runs = _tuning_runs(arguments, lengths) if arguments.tune else _runs(arguments, lengths)
     arms.train(runs, arguments.workers)
-    side = _real(arguments.data)  # keeps its features for the processes that score
+    side = arms.real(arguments.data)  # keeps its features for the processes that score
     scored = _scored(runs, arguments)
     rows: list[harness.Row] = [arms.floor(side, len(side.held_out) * arguments.copies)]
     rows += [score.row for score in scored]
@@ -91,14 +89,12 @@ class Score:
 
 
 def _scored(runs: Sequence[arms.Run], arguments: Arguments) -> list[Score]:
-    with ProcessPoolExecutor(
-        arguments.workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    with arms.side_by_side(arguments.workers) as pool:
         return [score for scores in pool.map(partial(_score, arguments), runs) for score in scores]
 
 
 def _score(arguments: Arguments, run: arms.Run) -> list[Score]:
-    side, sampler, scores = _real(arguments.data), load(run.folder), []
+    side, sampler, scores = arms.real(arguments.data), load(run.folder), []
     for steps in arguments.steps:
         drawn = arms.draw(sampler, _plans(run.objective, steps), side, arguments.copies, run.seed)
         row = {
@@ -114,11 +110,6 @@ def _score(arguments: Arguments, run: arms.Run) -> list[Score]:
         draws = {} if arguments.tune else _resampled(drawn.features, side.features, run.seed)
         scores.append(Score(run, steps, row, draws))
     return scores
-
-
-@cache
-def _real(data: arms.DataName) -> arms.Real:
-    return arms.real(arms.prepare(data), data)
 
 
 def _runs(arguments: Arguments, lengths: Mapping[str, int]) -> list[arms.Run]:

@@ -8,14 +8,10 @@ that of `base` with the same seed, the mean over seeds on a log scale with Stude
 import json
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmarks import arms, harness
 from mmgen.evaluation.intervals import Estimate
@@ -118,11 +114,9 @@ def measure(arguments: Arguments) -> list[harness.Row]:
                 folder = arguments.runs / f"{arguments.data}-flow_matching-{seed}-{before}"
                 first = arms.Run(folder, arguments.data, "flow_matching", seed, before)
                 jobs[variant, seed] = [first, replace(run, settings={"train.begin_from": str(folder)})]
-    with ProcessPoolExecutor(
-        arguments.workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    with arms.side_by_side(arguments.workers) as pool:
         scored = list(pool.map(partial(_scored, arguments), jobs.values()))
-    side = _real(arguments.data)
+    side = arms.real(arguments.data)
     rows: list[harness.Row] = [arms.floor(side, len(side.held_out) * arguments.copies)]
     found: dict[tuple[Variant, int, int], float] = {}
     for ((variant, seed), runs), by_steps in zip(jobs.items(), scored, strict=True):
@@ -142,7 +136,7 @@ def _scored(arguments: Arguments, runs: Sequence[arms.Run]) -> list[dict[str, An
     if missing := [steps for steps in arguments.steps if str(steps) not in kept.get(key, {})]:
         for each in runs:
             arms.train([each], 1)
-        side, sampler = _real(arguments.data), load(run.folder)
+        side, sampler = arms.real(arguments.data), load(run.folder)
         found = kept.setdefault(key, {})
         for steps in missing:
             row = arms.draw(sampler, [Plan(steps=steps)], side, arguments.copies, run.seed).row
@@ -150,11 +144,6 @@ def _scored(arguments: Arguments, runs: Sequence[arms.Run]) -> list[dict[str, An
             found[str(steps)] = {**row, **shares, "processor": harness.machine()["processor"]}
         write_text(path, json.dumps(kept, indent=1) + "\n")
     return [kept[key][str(steps)] for steps in arguments.steps]
-
-
-@cache
-def _real(data: arms.DataName) -> arms.Real:
-    return arms.real(arms.prepare(data), data)
 
 
 def _variants(arguments: Arguments) -> dict[Variant, dict[str, Any]]:
