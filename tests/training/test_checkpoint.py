@@ -247,6 +247,7 @@ def _two_ranks(rank: int, folder: str) -> None:
         f"{folder}/run", 2, {"model": {"w": DTensor.from_local(bad, mesh, [Shard(0)])}}, {}
     )
     assert not read_state(second)["finite"], "a NaN that only one rank holds went unseen"
+    dist.barrier()  # who leaves while the other is still connected may abort it (gloo)
     dist.destroy_process_group()
 
 
