@@ -153,8 +153,9 @@ class Real:
 
 def side_by_side(workers: int) -> ProcessPoolExecutor:
     """Processes of one thread each, to score runs in; not forked, which a GPU's context does not survive."""
-    context, one = get_context("spawn"), (1,)
-    return ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=one)
+    return ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    )
 
 
 @cache

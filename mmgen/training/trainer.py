@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from mmgen.config import save_yaml, to_mapping
 from mmgen.data.loader import DataConfig, build_loaders
 from mmgen.evaluation.grid import picture_grid
-from mmgen.model.attention import choose_backend
+from mmgen.model.attention import AttentionBackend, choose_backend
 from mmgen.model.joint import label_windows
 from mmgen.model.model import Target, plan_batch
 from mmgen.objectives import Objective, text_loss
@@ -145,8 +145,9 @@ def train(config: RunConfig, resume: bool = False) -> Path:
     if config.train.begin_from is not None and latest is None:
         load_checkpoint(find_checkpoint(config.train.begin_from), {"ema": parts.model.state_dict()})
     model = parts.model.to(device, torch.float64 if config.train.precision == "float64" else torch.float32)
+    backend = choose_backend(config.train.attention, device)
     if config.train.compile:
-        if choose_backend(config.train.attention, device) != "dense":
+        if backend != "dense":
             raise ValueError(
                 "train.compile needs train.attention dense: runs have other shapes in every batch"
             )
@@ -182,7 +183,7 @@ def train(config: RunConfig, resume: bool = False) -> Path:
         loaders,
         parts.objective,
         config.seed,
-        choose_backend(config.train.attention, device),
+        backend,
         step=step,
         total_steps=total,
         workers=config.train.workers,
@@ -194,7 +195,7 @@ def train(config: RunConfig, resume: bool = False) -> Path:
         run, config.log, total_steps=total, step=step, samples=samples, resolved=to_mapping(config)
     )
     with Interrupt() as interrupt, report:
-        report.say(_describe(config, parts, device, latest))
+        report.say(_describe(config, parts, backend, device, latest))
         while step < total and not interrupt.requested():
             feed, states = next(ready)
             set_learning_rate(optimizer, lr := learning_rate(config.optim, step, total))
@@ -314,9 +315,11 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     return [] if old == new else [where]
 
 
-def _describe(config: RunConfig, parts: Parts, device: torch.device, latest: Path | None) -> str:
+def _describe(
+    config: RunConfig, parts: Parts, backend: AttentionBackend, device: torch.device, latest: Path | None
+) -> str:
     begin = f"resuming {latest}" if latest is not None else f"training {config.run}"
     return (
         f"{begin}: {parts.model.num_parameters() / 1e6:.2f}M parameters, {config.objective.name}, "
-        f"{config.train.precision}, {choose_backend(config.train.attention, device)} attention, on {device.type}"
+        f"{config.train.precision}, {backend} attention, on {device.type}"
     )
