@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mmgen.cli.arguments import parse
 from mmgen.evaluation.grid import picture_grid
-from mmgen.sampling.plan import Plan, Solver
+from mmgen.sampling.plan import Plan
 from mmgen.sampling.planner import Budget, Planner
 from mmgen.sampling.sampler import Sampler
 from mmgen.training.run import load, run_folder
@@ -38,7 +38,7 @@ class Sample:
     """two times of [0, 1] (0: the picture, 1: noise); steps that begin outside have no guidance and cost one call"""
     budget: str | None = None
     """of a picture, as 0.5s, 20ms, 8nfe or 3gflop: the best plan within it of those that mmgen tradeoff measured"""
-    solver: Solver | None = None
+    solver: str | None = None
     """heun: two network calls a step, for flow matching; restart: noise anew before each step, for imm"""
     shift: float | None = None
     """above 1: more of the steps near noise; below 1: near the picture"""

@@ -1,7 +1,7 @@
 """Samples -> documents: which parts of a sample stand in which order, and what is left out of the condition.
 
-A task is a sequence of modality names ("text image": a caption, then its picture). Conditions are dropped here, when
-the document is built, and nowhere else.
+A task is a sequence of modality names ("text image": a caption, then its picture); "text:name" is a caption of the
+level of detail "name". Conditions are dropped here, when the document is built, and nowhere else.
 """
 
 from collections.abc import Mapping
@@ -24,20 +24,28 @@ class ComposeConfig:
     """how often each order of a sample's parts is drawn; `interleaved` takes the sample's own"""
     drop_condition: float = 0.1
     """how often everything before a document's last, continuous part is left out (for guidance)"""
+    drop_text: float = 0.0
+    """how often only its texts are left out of a condition that has more than texts (for guidance by each apart)"""
 
     def __post_init__(self) -> None:
         if not self.tasks or min(self.tasks.values()) < 0 or sum(self.tasks.values()) <= 0:
             raise ValueError(f"tasks {dict(self.tasks)} must be weights >= 0 that do not sum to 0")
-        if not 0 <= self.drop_condition <= 1:
-            raise ValueError(f"drop_condition {self.drop_condition} must be in [0, 1]")
+        for name in ("drop_condition", "drop_text"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be in [0, 1]")
 
 
 def check_tasks(config: ComposeConfig, modalities: Mapping[str, Modality]) -> None:
     """Raises ValueError where a task names a modality that the run lacks."""
     for task in config.tasks:
-        unknown = [part for part in task.split() if part not in modalities and part != INTERLEAVED]
-        if unknown or not task.split():
+        parts = [part.partition(":") for part in task.split()]
+        unknown = [name for name, _, _ in parts if name not in modalities and name != INTERLEAVED]
+        if unknown or not parts:
             raise ValueError(f"task {task!r} names {unknown}; the run's modalities are {sorted(modalities)}")
+        if wrong := [
+            name + colon + level for name, colon, level in parts if colon and (name != "text" or not level)
+        ]:
+            raise ValueError(f"task {task!r}: {wrong[0]!r} must be text:LEVEL, such as text:name")
 
 
 def compose(
@@ -45,28 +53,39 @@ def compose(
 ) -> Document:
     """One document of the sample, its task drawn by weight. Raises MissingPart where the sample lacks a part."""
     tasks = list(config.tasks)
-    names = tasks[draw_index([config.tasks[task] for task in tasks], draw)].split()
-    parts = [(name, sample) for name in names]
-    if names == [INTERLEAVED]:
+    task = tasks[draw_index([config.tasks[task] for task in tasks], draw)]
+    if task == INTERLEAVED:
         parts = _interleaved_parts(sample)
-    if modalities[parts[-1][0]].channels and len(parts) > 1 and draw.random() < config.drop_condition:
-        parts = parts[-1:]
+    else:
+        parts = [
+            (name, level or None, sample) for name, _, level in (part.partition(":") for part in task.split())
+        ]
+    if modalities[parts[-1][0]].channels and len(parts) > 1:
+        if draw.random() < config.drop_condition:
+            parts = parts[-1:]
+        elif config.drop_text and {name for name, _, _ in parts[:-1]} > {"text"}:
+            if draw.random() < config.drop_text:
+                parts = [part for part in parts if part[0] != "text"]
     text = modalities["text"]
     assert isinstance(text, Text)
     spans: list[Span] = [text.begin()]
-    for index, (name, part) in enumerate(parts):
-        place = Place(spans[-1].next_position, first=index == 0, last=index == len(parts) - 1)
+    before = None
+    for index, (name, level, part) in enumerate(parts):
+        first, last = index == 0, index == len(parts) - 1
+        place = Place(spans[-1].next_position, first, last, level, name == before == "text")
         spans += modalities[name].encode(part, place, draw)
+        before = name
     return Document(tuple(spans), sample.key)
 
 
-def _interleaved_parts(sample: Sample) -> list[tuple[str, Sample]]:
+def _interleaved_parts(sample: Sample) -> list[tuple[str, str | None, Sample]]:
     """Texts and pictures in the sample's own order, each as a sample of one part."""
     if not sample.parts:
-        return [("text", sample)] if sample.picture is None else [("text", sample), ("image", sample)]
+        names = ["text"] if sample.picture is None else ["text", "image"]
+        return [(name, None, sample) for name in names]
     return [
-        ("text", Sample(f"{sample.key}/{i}", sample.shard, captions={"text": part}))
+        ("text", None, Sample(f"{sample.key}/{i}", sample.shard, captions={"text": part}))
         if isinstance(part, str)
-        else ("image", Sample(f"{sample.key}/{i}", sample.shard, picture=part))
+        else ("image", None, Sample(f"{sample.key}/{i}", sample.shard, picture=part))
         for i, part in enumerate(sample.parts)
     ]

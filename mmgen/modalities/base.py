@@ -24,11 +24,17 @@ class MissingPart(ValueError):
 
 @dataclass(frozen=True)
 class Place:
-    """Where in its document a part stands: the first position free, and whether parts come before and after it."""
+    """Where in its document a part stands: the first position free, and whether parts come before and after it.
+
+    `level` is the level of detail that the task asks of a caption, None for one drawn by weight. `after_text`: the
+    part before it is a text.
+    """
 
     start: int
     first: bool
     last: bool
+    level: str | None = None
+    after_text: bool = False
 
 
 class LinearEmbedding(nn.Linear):

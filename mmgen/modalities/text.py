@@ -26,13 +26,23 @@ class Text(Modality):
     Config = TextConfig
 
     def encode(self, sample: Sample, place: Place, draw: np.random.Generator) -> list[Span]:
-        ids = self.tokenizer.encode(self.choose_caption(sample, draw))
+        ids = self.tokenizer.encode(self.choose_caption(sample, draw, place.level))
+        if place.after_text:
+            ids = [*self.separator(), *ids]
         if place.last:
             ids = [*ids, self.tokenizer.end]
         return [self.span(ids, place.start)]
 
-    def choose_caption(self, sample: Sample, draw: np.random.Generator) -> str:
-        """A caption of the sample at a level of detail drawn by the configured weights."""
+    def separator(self) -> list[int]:
+        """What stands between two texts that follow each other: a new line."""
+        return self.tokenizer.encode("\n")
+
+    def choose_caption(self, sample: Sample, draw: np.random.Generator, level: str | None = None) -> str:
+        """The sample's caption of this level of detail, or at one drawn by the configured weights."""
+        if level is not None:
+            if not sample.captions.get(level):
+                raise MissingPart(f"missing caption {level}", sample.key)
+            return sample.captions[level]
         levels = [
             level
             for level, weight in self.config.captions.items()

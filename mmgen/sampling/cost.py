@@ -4,7 +4,7 @@ One multiply-add is two operations. Only matrix products are counted (linear map
 call was given, masked ones included); norms, activations and the autoencoder are not.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from mmgen.model.time import NUM_FREQUENCIES
 from mmgen.model.trunk import TrunkConfig
@@ -13,8 +13,8 @@ from mmgen.model.trunk import TrunkConfig
 @dataclass
 class Cost:
     """Compute spent so far: network evaluations of pictures (per picture; of one block each), operations by kind, and
-    seconds. Kinds: reading what is given, refining, reading finished blocks, writing text. `tokens` of text were
-    written in `passes` of the trunk, both summed over requests.
+    seconds. Kinds: reading what is given, refining, reading finished blocks, writing text, scoring candidates. `tokens`
+    of text were written in `passes` of the trunk, both summed over requests.
     """
 
     nfe: int = 0
@@ -22,13 +22,21 @@ class Cost:
     refine_flops: float = 0.0
     commit_flops: float = 0.0
     decode_flops: float = 0.0
+    score_flops: float = 0.0
     tokens: int = 0
     passes: int = 0
     seconds: float = 0.0
 
     @property
     def flops(self) -> float:
-        return self.prefill_flops + self.refine_flops + self.commit_flops + self.decode_flops
+        read = self.prefill_flops + self.commit_flops + self.score_flops
+        return read + self.refine_flops + self.decode_flops
+
+    def add(self, other: "Cost") -> None:
+        """Adds what other requests cost; network evaluations are a request's, so the most that any took is kept."""
+        for each in fields(self):
+            mine, theirs = getattr(self, each.name), getattr(other, each.name)
+            setattr(self, each.name, max(mine, theirs) if each.name == "nfe" else mine + theirs)
 
     def __str__(self) -> str:
         parts = [f"{self.nfe} network evaluations a picture"] if self.nfe else []

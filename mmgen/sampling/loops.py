@@ -128,6 +128,28 @@ def guided(
     return mixed
 
 
+def guided_apart(
+    output: Output,
+    pictures: Output,
+    null: Output,
+    guidance: float,
+    picture_guidance: float,
+    between: tuple[float, float] = (0.0, 1.0),
+) -> Output:
+    """G_null + v (G_pictures - G_null) + w (G - G_pictures): guidance by the pictures of a condition, v, and by what
+    its texts add to them, w, apart (InstructPix2Pix, arXiv 2211.09800, eq. 3), by three calls. v = w is `guided`.
+    """
+    low, high = between
+
+    def mixed(x: Tensor, t: float, s: float) -> Tensor:
+        if not low <= t <= high:
+            return output(x, t, s)
+        base, middle = null(x, t, s), pictures(x, t, s)
+        return base + picture_guidance * (middle - base) + guidance * (output(x, t, s) - middle)
+
+    return mixed
+
+
 def tempered(logits: Float[Tensor, "... V"], temperature: float, top_p: float) -> Float[Tensor, "... V"]:
     """Log-probabilities of softmax(logits / temperature) restricted to its top-p nucleus, in float32 at least.
 

@@ -1,9 +1,9 @@
 """A plan: how much compute one request spends, and on what."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-Solver = Literal["euler", "heun", "restart"]
+SOLVERS = ("euler", "heun", "restart")
+SCORERS = ("likelihood",)
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,22 @@ class Plan:
     """w of G_null + w (G - G_null); 1 is none and costs one network call a step instead of two"""
     guidance_range: tuple[float, float] = (0.0, 1.0)
     """times (1 is noise) between which steps begin that are guided"""
-    solver: Solver = "euler"
+    picture_guidance: float | None = None
+    """the same of pictures that a request gives beside a text, by a third call a step; none: one guidance for both"""
+    solver: str = "euler"
     """euler jumps along the grid, each time from where the last jump landed. heun makes two calls a step, of velocities
     only (flow matching). restart jumps to the data from every time of the grid, with fresh noise in between, and needs
-    a model that is told its target (IMM)"""
+    a model that is told its target (IMM). Or one's own, `package.module:function` with the arguments of
+    `mmgen.sampling.loops.pushforward`"""
     shift: float = 1.0
     """above 1 puts more of the steps near noise, below 1 near the data"""
+    thinking: int = 0
+    """tokens of text that are written before a picture at most, and read by it"""
+    candidates: int = 1
+    """answers that are drawn to a request; the one that the scorer likes best is kept"""
+    scorer: str = "likelihood"
+    """of candidates. likelihood: how likely the model finds the request's texts after the picture. Or one's own,
+    `package.module:function` as `mmgen.sampling.score.Scorer` has it"""
     tokens_per_pass: int = 1
     """of text, in a pass of the trunk; those after the first are drafted by its joint head"""
     verify: bool = True
@@ -43,8 +53,18 @@ class Plan:
             )
         if min(self.block_steps) < 1:
             raise ValueError(f"steps {self.steps} must be at least 1")
-        if self.guidance < 0:
-            raise ValueError(f"guidance {self.guidance} must be at least 0 (1 is none)")
+        if min(self.guidance, self.picture_guidance or 0) < 0:
+            name = "guidance" if self.guidance < 0 else "picture_guidance"
+            raise ValueError(f"{name} {getattr(self, name)} must be at least 0 (1 is none)")
+        for name, known in (("solver", SOLVERS), ("scorer", SCORERS)):
+            if getattr(self, name) not in known and ":" not in getattr(self, name):
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} is none of {', '.join(known)}, nor package.module:function"
+                )
+        if self.thinking < 0:
+            raise ValueError(f"thinking {self.thinking} must be at least 0 tokens (0 is none)")
+        if self.candidates < 1:
+            raise ValueError(f"candidates {self.candidates} must be at least 1")
         low, high = self.guidance_range
         if not 0 <= low < high <= 1:
             raise ValueError(

@@ -4,8 +4,8 @@ gets does not depend on what it was batched with.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import numpy as np
 import PIL.Image
@@ -13,21 +13,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmgen.modalities import Image, Modality, Text, bands
+from mmgen.modalities import Image, Modality, Text
 from mmgen.model.model import Model
 from mmgen.objectives import Objective
-from mmgen.rng import keyed_numpy, keyed_torch
-from mmgen.sampling.cost import Cost, context_flops, head_flops, state_flops
-from mmgen.sampling.loops import Output, guided, heun, pushforward, restart, shifted, tempered, uniform_grid
+from mmgen.sampling.batch import Batch, Made, Row
+from mmgen.sampling.context import Context
+from mmgen.sampling.cost import Cost
+from mmgen.sampling.documents import Documents
 from mmgen.sampling.plan import Plan
-from mmgen.sampling.session import Session
-from mmgen.sampling.text import TextDecoder
-from mmgen.sampling.verify import speculate
-from mmgen.sequence import Span
-from mmgen.tokenization.latents import picture_to_tensor, tensor_to_picture
+from mmgen.sampling.request import Answer, Answers, Listener, Part, Request
+from mmgen.sampling.score import load_scorer
+from mmgen.tokenization.latents import tensor_to_picture
 
 MAX_BATCH = 64
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,27 +36,6 @@ class Result:
     latents: Float[Tensor, "N D h w"] | None = None
     text: list[str] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
-
-
-def _batches(requests: Sequence[T], seed: int, cost: Cost) -> Iterator[tuple[Sequence[T], list[int]]]:
-    """Requests and their seeds, MAX_BATCH at a time; what the caller does with a batch is timed."""
-    for start in range(0, len(requests), MAX_BATCH):
-        chunk = requests[start : start + MAX_BATCH]
-        started = time.perf_counter()
-        yield chunk, list(range(seed + start, seed + start + len(chunk)))
-        cost.seconds += time.perf_counter() - started
-
-
-class _Counted:
-    """An output that counts its calls."""
-
-    def __init__(self, output: Output) -> None:
-        self.output = output
-        self.calls = 0
-
-    def __call__(self, x: Tensor, t: float, s: float) -> Tensor:
-        self.calls += 1
-        return self.output(x, t, s)
 
 
 class Sampler:
@@ -77,17 +54,16 @@ class Sampler:
         self.objective = objective
         self.size = size
         self.plan = plan or Plan()
-        text = modalities["text"]
-        assert isinstance(text, Text)
-        self.text = text
+        self.documents = Documents(modalities)
+
+    @property
+    def text(self) -> Text:
+        return self.documents.text
 
     @property
     def image(self) -> Image:
         """The picture modality. Raises ValueError where the model has none."""
-        image = self.modalities.get("image")
-        if not isinstance(image, Image):
-            raise ValueError(f"this model has no pictures: its modalities are {list(self.modalities)}")
-        return image
+        return self.documents.image
 
     @property
     def codec(self):
@@ -95,6 +71,48 @@ class Sampler:
         return self.image.codec
 
     @torch.inference_mode()
+    def answer(
+        self,
+        requests: Sequence[Request],
+        plan: Plan | None = None,
+        seed: int = 0,
+        listen: Listener | None = None,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> Answers:
+        """Answers to requests of any kinds; request i draws from seed + i.
+
+        Those that ask for the same kinds of parts, of one size, are batched. `listen` hears of tokens and blocks as
+        they are made, `on_batch` how many requests are done. Raises ValueError where the model cannot do what is asked:
+        a size that does not divide into tokens, a solver that the objective does not allow, more tokens a pass than its
+        joint head says.
+        """
+        plan = plan or self.plan
+        for request in requests:
+            self._check(request, plan)
+        found: dict[int, Answer] = {}
+        total = Cost()
+
+        def kind(index: int) -> tuple:
+            request = requests[index]
+            return request.asked, self._grid(request), request.gives_pictures
+
+        for (_, grid, _), members in groupby(
+            sorted(range(len(requests)), key=lambda i: str(kind(i))), key=kind
+        ):
+            most = max(1, MAX_BATCH // plan.candidates)
+            for indices in _chunks(list(members), most):
+                started = time.perf_counter()
+                rows = [Row(requests[i], i, seed + i, c) for i in indices for c in range(plan.candidates)]
+                batch = Batch(self.model, self.objective, self.documents, rows, grid, plan, listen)
+                chosen = self._choose(batch.run(), rows, plan, batch.cost)
+                found |= zip(indices, self._decode(chosen), strict=True)
+                batch.cost.nfe *= plan.candidates
+                batch.cost.seconds = time.perf_counter() - started
+                total.add(batch.cost)
+                if on_batch is not None:
+                    on_batch(len(found))
+        return Answers([found[i] for i in range(len(requests))], total)
+
     def generate(
         self,
         prompts: Sequence[str | None],
@@ -105,209 +123,92 @@ class Sampler:
     ) -> Result:
         """One picture a prompt; None draws without a condition. Request i draws from seed + i.
 
-        `size` is height and width in pixels. `on_batch` is told how many are done. Raises ValueError where the size
-        does not divide into tokens, and for a solver that the objective does not allow.
+        `size` is height and width in pixels. The rest, and what is raised, as of `answer`.
         """
-        plan = plan or self.plan
-        if plan.solver == "heun" and self.objective.needs_target:
-            raise ValueError(
-                "solver heun averages velocities, which this model was not trained to give; use euler (its jumps)"
-            )
-        if plan.solver == "restart" and not self.objective.needs_target:
-            raise ValueError(
-                "solver restart jumps far, and this model was trained to give velocities; use euler or heun"
-            )
-        grid = self.image.token_grid(*(size or self.size))
-        images, latents, cost = [], [], Cost()
-        for chunk, seeds in _batches(prompts, seed, cost):
-            latents.append(self._draw_pictures(chunk, plan, seeds, grid, cost))
-            images += [tensor_to_picture(pixels) for pixels in self.codec.decode(latents[-1])]
-            if on_batch is not None:
-                on_batch(len(images))
-        return Result(images, torch.cat(latents) if latents else None, cost=cost)
+        given = [() if prompt is None else (prompt,) for prompt in prompts]
+        requests = [Request(parts, ("image",), size) for parts in given]
+        answers = self.answer(requests, plan, seed, on_batch=on_batch)
+        images = [part for answer in answers.answers for part in answer.parts if not isinstance(part, str)]
+        latents = [answer.latents[0] for answer in answers.answers]
+        return Result(images, torch.stack(latents) if latents else None, cost=answers.cost)
 
-    @torch.inference_mode()
     def describe(
         self, pictures: Sequence[PIL.Image.Image], plan: Plan | None = None, seed: int = 0
     ) -> Result:
         """One text a picture. Request i draws from seed + i. Raises ValueError for a size that makes no tokens."""
-        plan = plan or self.plan
-        self._check_text(plan)
-        texts, cost = [], Cost()
-        for chunk, seeds in _batches(pictures, seed, cost):
-            rows = [self._picture_document(picture, own) for picture, own in zip(chunk, seeds, strict=True)]
-            texts += self._draw_texts(rows, plan, seeds, cost)
-        return Result(text=texts, cost=cost)
+        return self._texts([Request((picture,), ("text",)) for picture in pictures], plan, seed)
 
-    @torch.inference_mode()
     def complete(self, prompts: Sequence[str], plan: Plan | None = None, seed: int = 0) -> Result:
         """The text that follows each prompt. Request i draws from seed + i."""
-        plan = plan or self.plan
-        self._check_text(plan)
-        texts, cost = [], Cost()
-        for chunk, seeds in _batches(prompts, seed, cost):
-            texts += self._draw_texts([self._prompt(prompt) for prompt in chunk], plan, seeds, cost)
-        return Result(text=texts, cost=cost)
+        return self._texts([Request((prompt,), ("text",)) for prompt in prompts], plan, seed)
+
+    def _texts(self, requests: Sequence[Request], plan: Plan | None, seed: int) -> Result:
+        answers = self.answer(requests, replace(plan or self.plan, candidates=1), seed)
+        return Result(text=[str(answer.parts[0]) for answer in answers.answers], cost=answers.cost)
 
     @torch.inference_mode()
     def bits(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "N"], Int[np.ndarray, "N"]]:
         """Negative log-likelihood in nats, and UTF-8 bytes, of each text as a whole document (its end included)."""
         nats = []
-        for chunk, _ in _batches(texts, 0, Cost()):
-            rows = [[*self._prompt(text), self._end(text)] for text in chunk]
-            session = self._session(rows)
-            hidden = session.read_all(rows)
-            for row, spans in enumerate(rows):
-                ids = torch.cat([span.ids for span in spans if span.ids is not None]).to(hidden.device)
-                log_probs = self.model.logits(hidden[row, : len(ids) - 1]).double().log_softmax(-1)
-                nats.append(-log_probs.gather(-1, ids[1:, None]).sum().item())
+        for chunk in _chunks(texts, MAX_BATCH):
+            ids = [[*self.documents.join([text]), self.text.tokenizer.end] for text in chunk]
+            rows = [[self.text.begin(), self.text.span(own, 1, predicted=False)] for own in ids]
+            hidden = Context(self.model, self.modalities, rows, 0, Cost()).read_all()
+            for row, own in enumerate(ids):
+                index = torch.tensor(own, device=hidden.device)[:, None]
+                log_probs = self.model.logits(hidden[row, : len(own)]).double().log_softmax(-1)
+                nats.append(-log_probs.gather(-1, index).sum().item())
         return np.array(nats), np.array([len(text.encode()) for text in texts])
 
-    def _prompt(self, text: str | None) -> list[Span]:
-        spans = [self.text.begin()]
-        if text is not None:
-            spans.append(self.text.span(self.text.tokenizer.encode(text), 1, predicted=False))
-        return spans
+    def _grid(self, request: Request) -> tuple[int, int]:
+        """Rows and columns of tokens of the pictures that are asked for; none where there are none."""
+        return self.image.token_grid(*(request.size or self.size)) if "image" in request.asked else (0, 0)
 
-    def _end(self, text: str) -> Span:
-        position = self._prompt(text)[-1].next_position
-        return self.text.span([self.text.tokenizer.end], position, predicted=False)
+    def _check(self, request: Request, plan: Plan) -> None:
+        self._grid(request)
+        needs_target = self.objective.needs_target
+        if "image" in request.asked and plan.solver == "heun" and needs_target:
+            raise ValueError(
+                "solver heun averages velocities, which this model was not trained to give; use euler (its jumps)"
+            )
+        if "image" in request.asked and plan.solver == "restart" and not needs_target:
+            raise ValueError(
+                "solver restart jumps far, and this model was trained to give velocities; use euler or heun"
+            )
+        if plan.candidates > 1 and "image" not in request.asked:
+            raise ValueError(f"candidates {plan.candidates}: scorers judge pictures, and none is asked for")
+        if "text" in request.asked or plan.thinking:
+            head = self.model.joint_head
+            if plan.tokens_per_pass > (1 if head is None else head.num_tokens):
+                most = "no joint head" if head is None else f"a joint head of {head.num_tokens} tokens"
+                raise ValueError(f"tokens_per_pass {plan.tokens_per_pass}: this model has {most}")
 
-    def _picture_document(self, picture: PIL.Image.Image, seed: int) -> list[Span]:
-        image = self.image
-        self.image.token_grid(picture.height, picture.width)
-        latents = image.codec.encode(picture_to_tensor(picture)[None])[0]
-        values, height, width = image.patchify(latents)
-        size = image.size_span(height, width, 1, predicted=False)
-        draw = keyed_numpy(seed, "commit")
-        span = image.span(values, height, width, size.next_position, draw, read=True, predicted=False)
-        return [self.text.begin(), size, span]
+    def _choose(
+        self, made: Sequence[Made], rows: Sequence[Row], plan: Plan, cost: Cost
+    ) -> list[tuple[Made, float | None]]:
+        """Of each request's candidates the one that the scorer likes best by its last picture, with its score."""
+        num = plan.candidates
+        if num == 1:
+            return [(own, None) for own in made]
+        last = [next(part for part in reversed(own.parts) if not isinstance(part, str)) for own in made]
+        scores = load_scorer(plan.scorer)(self, [row.request for row in rows], torch.stack(last), cost)
+        best = scores.view(-1, num).argmax(1) + num * torch.arange(len(made) // num)
+        return [(made[i], scores[i].item()) for i in best.tolist()]
 
-    def _session(self, rows: Sequence[Sequence[Span]], more: int = 0) -> Session:
-        longest = max(sum(map(len, row)) for row in rows)
-        return Session(self.model, self.modalities, len(rows), longest + more)
-
-    def _draw_pictures(
-        self,
-        prompts: Sequence[str | None],
-        plan: Plan,
-        seeds: Sequence[int],
-        grid: tuple[int, int],
-        cost: Cost,
-    ) -> Float[Tensor, "R D h w"]:
-        image, path = self.image, self.objective.path
-        parts = bands(*grid, plan.blocks)
-        # what each row has read, with its condition and without
-        contexts = [self._context([self._prompt(prompt) for prompt in prompts], grid, plan, cost)]
-        if plan.guidance != 1:
-            contexts.append(self._context([self._prompt(None)] * len(prompts), grid, plan, cost))
-        starts = [list(session.positions) for session in contexts]
-        shape = (grid[0] * grid[1], image.channels)
-        noise = torch.stack([torch.randn(shape, generator=keyed_torch(seed, "picture")) for seed in seeds])
-        draws = [keyed_numpy(seed, "commit") for seed in seeds]
-        # the state stays in float64 over a network that is not, as IMM's own sampler keeps it
-        x = noise.to(self._device, torch.float64) * image.sigma_data
-        t_min, t_max = path.time_range
-        nfe = 0
-        for number, (band, steps) in enumerate(zip(parts, plan.block_steps, strict=True)):
-            noisy = [[image.noisy_band(*grid, start, band) for start in own] for own in starts]
-            outputs = [
-                _Counted(session.output(spans, self.objective.told_target))
-                for session, spans in zip(contexts, noisy, strict=True)
+    def _decode(self, chosen: Sequence[tuple[Made, float | None]]) -> list[Answer]:
+        latents = [[part for part in own.parts if not isinstance(part, str)] for own, _ in chosen]
+        pixels: Iterator[Tensor] = iter(())
+        if any(latents):
+            pixels = iter(self.codec.decode(torch.stack([each for own in latents for each in own])))
+        answers = []
+        for (own, score), each in zip(chosen, latents, strict=True):
+            parts: list[Part] = [
+                part if isinstance(part, str) else tensor_to_picture(next(pixels)) for part in own.parts
             ]
-            times = [t_min + (t_max - t_min) * t for t in shifted(uniform_grid(steps), plan.shift)]
-            output = guided(outputs[0], outputs[-1], plan.guidance, plan.guidance_range)
-            state = x[:, band]
-            if plan.solver == "restart":
-                generators = [keyed_torch(seed, "restart", number) for seed in seeds]
+            answers.append(Answer(tuple(parts), tuple(each), tuple(own.thoughts), score))
+        return answers
 
-                def fresh(_: int, generators=generators, like=state) -> Float[Tensor, "R S D"]:
-                    drawn = [torch.randn(like.shape[1:], generator=each) for each in generators]
-                    return torch.stack(drawn).to(like) * image.sigma_data
 
-                x[:, band] = restart(output, path.jump, path.add_noise, state, times, fresh)
-            else:
-                solve = heun if plan.solver == "heun" else pushforward
-                x[:, band] = solve(output, path.jump, state, times)
-            tokens = band.stop - band.start
-            for session, counted in zip(contexts, outputs, strict=True):
-                keys = session.cache.length + tokens
-                rows = len(prompts)
-                flops = state_flops(self.model.config, rows, rows * tokens, keys, image.channels)
-                cost.refine_flops += counted.calls * flops
-                nfe += counted.calls
-            if number + 1 < len(parts):
-                values = x[:, band].float().cpu()
-                read = [image.commit(own, draw) for own, draw in zip(values, draws, strict=True)]
-                for session, spans in zip(contexts, noisy, strict=True):
-                    finished = [image.finished_band(*each) for each in zip(spans, values, read, strict=True)]
-                    self._read_band(session, finished, cost)
-        cost.nfe = nfe
-        return torch.stack([image.unpatchify(tokens, *grid) for tokens in x.float().cpu()])
-
-    def _with_size(self, spans: list[Span], grid: tuple[int, int]) -> list[Span]:
-        return [*spans, self.image.size_span(*grid, spans[-1].next_position, predicted=False)]
-
-    def _context(self, documents: list[list[Span]], grid: tuple[int, int], plan: Plan, cost: Cost) -> Session:
-        """A session that has read what comes before a picture, with room for all of its blocks but the last."""
-        rows = [self._with_size(spans, grid) for spans in documents]
-        session = self._session(rows, bands(*grid, plan.blocks)[-1].start)
-        session.read(rows)
-        length = session.cache.length
-        cost.prefill_flops += context_flops(
-            self.model.config, len(rows) * length, length, self._context_channels
-        )
-        return session
-
-    def _read_band(self, session: Session, spans: list[Span], cost: Cost) -> None:
-        session.read([[span] for span in spans])
-        tokens = sum(map(len, spans))
-        cost.commit_flops += context_flops(
-            self.model.config, tokens, session.cache.length, self._context_channels
-        )
-
-    def _draw_texts(self, rows: list[list[Span]], plan: Plan, seeds: Sequence[int], cost: Cost) -> list[str]:
-        tokenizer, config = self.text.tokenizer, self.model.config
-        # a row that has ended may hold a pass beyond its limit, and go through another
-        session = self._session(rows, plan.max_tokens + 2 * plan.tokens_per_pass)
-        hidden = session.read(rows)
-        length, channels = session.cache.length, self._context_channels
-        cost.prefill_flops += context_flops(config, len(rows) * length, length, channels)
-        logits = self.model.logits(hidden)
-        cost.decode_flops += head_flops(config, len(rows), logits.shape[-1])
-        not_text = torch.tensor(sorted(tokenizer.specials - {tokenizer.end}), device=logits.device)
-
-        def law(logits: Float[Tensor, "... V"]) -> Float[Tensor, "... V"]:
-            return tempered(logits.index_fill(-1, not_text, -torch.inf), plan.temperature, plan.top_p)
-
-        decoder = TextDecoder(session, self.text, channels, cost)
-        written = speculate(
-            self.model.joint_head,
-            self.model.vocabulary,
-            decoder,
-            logits,
-            hidden,
-            law,
-            [keyed_numpy(seed, "text") for seed in seeds],
-            plan.max_tokens,
-            tokenizer.end,
-            tokens_per_pass=plan.tokens_per_pass,
-            lossless=plan.verify,
-        )
-        cost.tokens += sum(map(len, written.tokens))
-        cost.passes += sum(written.passes)
-        return [tokenizer.decode(ids) for ids in written.tokens]
-
-    def _check_text(self, plan: Plan) -> None:
-        head = self.model.joint_head
-        if plan.tokens_per_pass > (1 if head is None else head.num_tokens):
-            most = "no joint head" if head is None else f"a joint head of {head.num_tokens} tokens"
-            raise ValueError(f"tokens_per_pass {plan.tokens_per_pass}: this model has {most}")
-
-    @property
-    def _context_channels(self) -> int:
-        return sum(modality.channels for modality in self.modalities.values())
-
-    @property
-    def _device(self) -> torch.device:
-        return self.model.text_embedding.weight.device
+def _chunks(items: Sequence, most: int) -> Iterator[Sequence]:
+    for start in range(0, len(items), most):
+        yield items[start : start + most]

@@ -10,7 +10,7 @@ The laws of trunk and head may have a temperature and a nucleus; what is kept fo
 Shape letters: N rows, D drafted tokens (k - 1), k tokens of a pass, W width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -94,6 +94,7 @@ def speculate(
     *,
     tokens_per_pass: int | None = None,
     lossless: bool = True,
+    told: Callable[[int, list[int]], None] | None = None,
 ) -> Speculated:
     """Up to `max_tokens` tokens a row, of the law that drawing them from the trunk one by one has.
 
@@ -103,7 +104,7 @@ def speculate(
 
     A pass of the trunk reads `tokens_per_pass` tokens, as many as the head says where it is not given. One is plain
     autoregression, and needs no head. Where not `lossless` every draft is kept: the law is then the head's as much as
-    the trunk's.
+    the trunk's. `told` hears of each row that has new tokens, and all that it has.
     """
     if tokens_per_pass is None:
         tokens_per_pass = 1 if head is None else head.num_tokens
@@ -112,13 +113,16 @@ def speculate(
     running = set(range(len(draws)))
 
     def commit(row: int, tokens: Sequence[int]) -> None:
+        if row not in running:
+            return
         for token in tokens:
-            if row not in running:
-                return
             if token != end:
                 rows[row].append(token)
             if token == end or len(rows[row]) == max_tokens:
                 running.remove(row)
+                break
+        if told is not None and tokens:
+            told(row, rows[row])
 
     token = invert(law(logits.double()).exp(), _uniform(draws, 1, logits.device)[:, 0])
     nothing = Drawn(token[:, None][:, :0], logits.double()[:, None][:, :0])

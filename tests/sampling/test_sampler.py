@@ -20,6 +20,7 @@ from mmgen.sampling.loops import guided, pushforward, tempered
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
 from mmgen.sampling.session import Session
+from mmgen.sequence import Span
 from tests.parts import TINY, documents, modalities, model, picture
 
 PROMPTS = ["red square", "a large blue circle on the white square", "the picture", None, "green"]
@@ -150,13 +151,17 @@ def test_two_tokens_of_a_real_model_have_its_law():
     assert pvalue(replace(plan, verify=False)) < 1e-6
 
 
+def prompt(draws: Sampler, text: str | None) -> list[Span]:
+    return draws.documents.begin([] if text is None else [text], keyed_numpy)
+
+
 def following(writes: Sampler, ids: list[int], plan: Plan) -> dict[int, float]:
     """The law of the token after "red" and `ids`."""
-    spans = writes._prompt("red")
+    spans = prompt(writes, "red")
     if ids:
         spans.append(writes.text.span(ids, spans[-1].next_position, predicted=False))
     with torch.no_grad():
-        logits = writes.model.logits(writes._session([spans]).read([spans]))[0]
+        logits = writes.model.logits(Session(writes.model, modalities(), 1, 64).read([spans]))[0]
     logits[sorted(writes.text.tokenizer.specials - {writes.text.tokenizer.end})] = -torch.inf
     law = tempered(logits, plan.temperature, plan.top_p).exp()
     return {i: float(p) for i, p in enumerate(law) if p > 0}
@@ -234,7 +239,7 @@ def test_a_picture_in_one_block_is_one_pushforward():
     drawn = draws.generate(["red square"], Plan(steps=3), seed=5).latents
     image = draws.image
     session = Session(draws.model, draws.modalities, 1, 64)
-    condition = draws._prompt("red square")
+    condition = prompt(draws, "red square")
     session.read([[*condition, image.size_span(4, 4, condition[-1].next_position, predicted=False)]])
     output = session.output([image.noisy_band(4, 4, session.positions[0], slice(0, 16))], MOMENTS.told_target)
     noise = torch.randn(16, image.channels, generator=keyed_torch(5, "picture")).double()
@@ -248,7 +253,7 @@ def test_restart_draws_new_noise_for_every_request_block_and_step():
     path, image = MOMENTS.path, draws.image
     drawn = draws.generate(["red square"], Plan(steps=2, solver="restart"), seed=5).latents
     session = Session(draws.model, draws.modalities, 1, 64)
-    condition = draws._prompt("red square")
+    condition = prompt(draws, "red square")
     session.read([[*condition, image.size_span(4, 4, condition[-1].next_position, predicted=False)]])
     output = session.output([image.noisy_band(4, 4, session.positions[0], slice(0, 16))], MOMENTS.told_target)
     x, fresh = (
@@ -282,8 +287,8 @@ def test_blocks_through_the_cache_equal_blocks_computed_from_scratch(guidance: f
     noise, read = keyed_numpy(5, "commit"), []
     for band, steps in zip(bands(4, 4, 3), plan.block_steps, strict=True):
         outputs = []
-        for prompt in ("red square", None):
-            condition = draws._prompt(prompt)
+        for text in ("red square", None):
+            condition = prompt(draws, text)
             size = image.size_span(4, 4, condition[-1].next_position, predicted=False)
             start = size.next_position
             above = [

@@ -1,0 +1,301 @@
+"""One batch of requests that ask for the same kinds of parts: the loop that interleaves the two verbs.
+
+Rows are requests, or their candidates. What is given is read; then every part that is asked for is made in turn, a text
+token by token and a picture block by block. What a later part shall read is appended to the context.
+
+Shape letters: R rows, N tokens of a picture, S of a block, C channels of a token, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmgen.modalities import bands
+from mmgen.model.model import Model
+from mmgen.objectives import Objective
+from mmgen.rng import keyed_numpy, keyed_torch
+from mmgen.sampling.context import Context
+from mmgen.sampling.cost import Cost, head_flops, state_flops
+from mmgen.sampling.documents import Documents
+from mmgen.sampling.loops import (
+    Output,
+    guided,
+    guided_apart,
+    heun,
+    pushforward,
+    restart,
+    shifted,
+    tempered,
+    uniform_grid,
+)
+from mmgen.sampling.plan import Plan
+from mmgen.sampling.request import Event, Listener, Part, Request
+from mmgen.sampling.score import import_function
+from mmgen.sampling.text import TextDecoder
+from mmgen.sampling.verify import speculate
+
+
+@dataclass(frozen=True)
+class Row:
+    """A request's line of a batch, or one of its candidates', with random numbers of its own."""
+
+    request: Request
+    index: int
+    """of the request among all"""
+    seed: int
+    candidate: int = 0
+
+    def key(self, name: str, *numbers: int) -> tuple[int | str, ...]:
+        """Of a draw. The first of everything has the plainest key, whatever else is asked for."""
+        mine = (self.seed, "candidate", self.candidate) if self.candidate else (self.seed,)
+        return (*mine, name, *numbers)
+
+
+@dataclass
+class Made:
+    """What a row has so far: texts and latents, in the order in which they were asked for."""
+
+    parts: list[str | Float[Tensor, "D h w"]] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+
+
+class _Counted:
+    """An output that counts its calls."""
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self.calls = 0
+
+    def __call__(self, x: Tensor, t: float, s: float) -> Tensor:
+        self.calls += 1
+        return self.output(x, t, s)
+
+
+class Batch:
+    """Rows that ask for the same kinds of parts, and pictures of `grid` tokens, by one plan."""
+
+    def __init__(
+        self,
+        model: Model,
+        objective: Objective,
+        documents: Documents,
+        rows: Sequence[Row],
+        grid: tuple[int, int],
+        plan: Plan,
+        listen: Listener | None = None,
+    ) -> None:
+        self.model = model
+        self.objective = objective
+        self.documents = documents
+        self.rows = rows
+        self.grid = grid
+        self.plan = plan
+        self.listen = listen
+        self.asked = rows[0].request.asked
+        self.cost = Cost()
+        self.made = [Made() for _ in rows]
+        self._num_given = [sum(not isinstance(part, str) for part in row.request.given) for row in rows]
+        self._num_drawn = 0
+
+    def run(self) -> list[Made]:
+        given = [list(row.request.given) for row in self.rows]
+        full = self._context(given)
+        contexts = [full]
+        if self._guided_apart:
+            contexts.append(self._context([[p for p in parts if not isinstance(p, str)] for parts in given]))
+        for number, kind in enumerate(self.asked):
+            last = number + 1 == len(self.asked)
+            if kind == "text":
+                end = self.documents.text.tokenizer.end if last else self._begin_of_picture
+                texts = self._write(full, number, self.plan.max_tokens, end)
+                for made, text in zip(self.made, texts, strict=True):
+                    made.parts.append(text)
+            else:
+                if self.plan.thinking:
+                    self._think(full, number)
+                for made, latents in zip(self.made, self._draw(contexts, number, last), strict=True):
+                    made.parts.append(latents)
+        return self.made
+
+    @property
+    def _guided_apart(self) -> bool:
+        plan = self.plan
+        apart = plan.picture_guidance is not None and plan.picture_guidance != plan.guidance
+        return apart and any(row.request.gives_pictures for row in self.rows)
+
+    @property
+    def _begin_of_picture(self) -> int:
+        """The token that ends a text which a picture follows."""
+        return self.documents.text.tokenizer.height(self.grid[0])
+
+    def _context(self, parts: Sequence[Sequence[Part]]) -> Context:
+        """One that begins with what each row is given, and has room for all that it asks for."""
+        documents = [
+            self.documents.begin(own, lambda i, row=row: keyed_numpy(*row.key("commit", *_number(i))))
+            for own, row in zip(parts, self.rows, strict=True)
+        ]
+        plan, more = self.plan, 0
+        # a row that has ended may hold a pass beyond its limit, and go through another
+        beyond = 2 * plan.tokens_per_pass
+        for number, kind in enumerate(self.asked):
+            if kind == "text":
+                more += plan.max_tokens + beyond
+            else:
+                more += 2 + (1 + plan.thinking + beyond if plan.thinking else 0)
+                # nobody reads the last block of the last picture
+                last = number + 1 == len(self.asked)
+                more += bands(*self.grid, plan.blocks)[-1].start if last else self.grid[0] * self.grid[1]
+        return Context(self.model, self.documents.modalities, documents, more, self.cost)
+
+    def _think(self, context: Context, number: int) -> None:
+        """Text between what was given and a picture; what it is told of in training, a new line parts it from."""
+        if number == 0:
+            for row, own in enumerate(self.rows):
+                if own.request.given and isinstance(own.request.given[-1], str):
+                    separator = self.documents.text.separator()
+                    start = context.next_position(row)
+                    context.append(row, self.documents.text.span(separator, start, predicted=False))
+        thoughts = self._write(context, number, self.plan.thinking, self._begin_of_picture, thought=True)
+        for made, thought in zip(self.made, thoughts, strict=True):
+            made.thoughts.append(thought)
+
+    def _write(
+        self, context: Context, number: int, max_tokens: int, end: int, thought: bool = False
+    ) -> list[str]:
+        """The text of each row that follows its context, which then holds it."""
+        plan, cost, tokenizer = self.plan, self.cost, self.documents.text.tokenizer
+        hidden = context.read()
+        before = context.lengths
+        logits = self.model.logits(hidden)
+        cost.decode_flops += head_flops(self.model.config, len(self.rows), logits.shape[-1])
+        never = torch.tensor(sorted(tokenizer.specials - {end}), device=logits.device)
+
+        def law(logits: Float[Tensor, "... V"]) -> Float[Tensor, "... V"]:
+            return tempered(logits.index_fill(-1, never, -torch.inf), plan.temperature, plan.top_p)
+
+        def told(row: int, ids: list[int]) -> None:
+            if self.listen is not None:
+                # of a character of several tokens nothing is shown before it is whole
+                self._tell(row, number, text=tokenizer.decode(ids).rstrip("\ufffd"), thought=thought)
+
+        name = "thought" if thought else "text"
+        written = speculate(
+            self.model.joint_head,
+            self.model.vocabulary,
+            TextDecoder(context.session, self.documents.text, context.channels, cost),
+            logits,
+            hidden,
+            law,
+            [keyed_numpy(*row.key(name, *_number(number))) for row in self.rows],
+            max_tokens,
+            end,
+            tokens_per_pass=plan.tokens_per_pass,
+            lossless=plan.verify,
+            told=told,
+        )
+        context.settle(before, written.tokens, self.documents.text)
+        cost.tokens += sum(map(len, written.tokens))
+        cost.passes += sum(written.passes)
+        return [tokenizer.decode(ids) for ids in written.tokens]
+
+    def _draw(self, contexts: Sequence[Context], number: int, last: bool) -> list[Float[Tensor, "D h w"]]:
+        """A picture of each row, which its contexts then hold unless it is the last of what is asked for."""
+        image, plan, grid = self.documents.image, self.plan, self.grid
+        contexts = list(contexts)
+        num_lasting = len(contexts)
+        if plan.guidance != 1 or num_lasting > 1:
+            # the condition is dropped whole in training, what was drawn before included
+            null = [[self.documents.text.begin()]] * len(self.rows)
+            room = 2 + bands(*grid, plan.blocks)[-1].start
+            contexts.append(Context(self.model, self.documents.modalities, null, room, self.cost))
+        for context in contexts:
+            for row in range(len(self.rows)):
+                context.append(row, self.documents.size(grid, context.next_position(row)))
+            context.read()
+        starts = [[context.next_position(row) for row in range(len(self.rows))] for context in contexts]
+        pictures = [own + self._num_drawn for own in self._num_given]
+        keys = [_number(own) for own in pictures]
+        shape = (grid[0] * grid[1], image.channels)
+        noise = [
+            torch.randn(shape, generator=keyed_torch(*row.key("picture", *key)))
+            for row, key in zip(self.rows, keys, strict=True)
+        ]
+        draws = [keyed_numpy(*row.key("commit", *key)) for row, key in zip(self.rows, keys, strict=True)]
+        # the state stays in float64 over a network that is not, as IMM's own sampler keeps it
+        x = torch.stack(noise).to(contexts[0].device, torch.float64) * image.sigma_data
+        parts = bands(*grid, plan.blocks)
+        for block, (band, steps) in enumerate(zip(parts, plan.block_steps, strict=True)):
+            noisy = [[image.noisy_band(*grid, start, band) for start in own] for own in starts]
+            outputs = [
+                _Counted(context.session.output(spans, self.objective.told_target))
+                for context, spans in zip(contexts, noisy, strict=True)
+            ]
+            generators = [
+                keyed_torch(*row.key("restart", block, *key))
+                for row, key in zip(self.rows, keys, strict=True)
+            ]
+            x[:, band] = self._refine(outputs, x[:, band], steps, generators)
+            for context, counted in zip(contexts, outputs, strict=True):
+                tokens = band.stop - band.start
+                rows, seen = len(self.rows), context.session.cache.length + tokens
+                flops = state_flops(self.model.config, rows, rows * tokens, seen, image.channels)
+                self.cost.refine_flops += counted.calls * flops
+                self.cost.nfe += counted.calls
+            if self.listen is not None:
+                for row, tokens in enumerate(x.float().cpu()):
+                    self._tell(row, number, latents=image.unpatchify(tokens, *grid), blocks=block + 1)
+            finished = block + 1 == len(parts)
+            if finished and last:
+                break
+            values = x[:, band].float().cpu()
+            read = [image.commit(own, draw) for own, draw in zip(values, draws, strict=True)]
+            for context, spans in zip(contexts[: num_lasting if finished else None], noisy, strict=False):
+                for row, each in enumerate(zip(spans, values, read, strict=True)):
+                    context.append(row, image.finished_band(*each), finished=True)
+                if not finished:
+                    context.read()
+        self._num_drawn += 1
+        return [image.unpatchify(tokens, *grid) for tokens in x.float().cpu()]
+
+    def _refine(
+        self,
+        outputs: Sequence[Output],
+        x: Float[Tensor, "R S C"],
+        steps: int,
+        generators: list[torch.Generator],
+    ) -> Float[Tensor, "R S C"]:
+        """A block of noise moved to the data. `outputs`: in full context, of its pictures alone, in none."""
+        plan, path = self.plan, self.objective.path
+        t_min, t_max = path.time_range
+        times = [t_min + (t_max - t_min) * t for t in shifted(uniform_grid(steps), plan.shift)]
+        if len(outputs) > 2:
+            assert plan.picture_guidance is not None, "two contexts last only where it is set"
+            full, pictures, null = outputs
+            weights = plan.guidance, plan.picture_guidance
+            output = guided_apart(full, pictures, null, *weights, plan.guidance_range)
+        else:
+            output = guided(outputs[0], outputs[-1], plan.guidance, plan.guidance_range)
+        if plan.solver == "restart":
+            sigma = self.documents.image.sigma_data
+
+            def fresh(_: int) -> Float[Tensor, "R S C"]:
+                drawn = [torch.randn(x.shape[1:], generator=each) for each in generators]
+                return torch.stack(drawn).to(x) * sigma
+
+            return restart(output, path.jump, path.add_noise, x, times, fresh)
+        own = {"euler": pushforward, "heun": heun}
+        solve = own.get(plan.solver) or import_function(plan.solver, "solver")
+        return solve(output, path.jump, x, times)
+
+    def _tell(self, row: int, number: int, **what) -> None:
+        assert self.listen is not None, "somebody listens"
+        own = self.rows[row]
+        self.listen(Event(own.index, number, candidate=own.candidate, **what))
+
+
+def _number(number: int) -> tuple[int, ...]:
+    """What a key gets of the second, third, ... thing of its name."""
+    return (number,) if number else ()

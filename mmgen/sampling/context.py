@@ -1,0 +1,86 @@
+"""A context that grows: what is given or made is appended, and read in one pass when something is drawn after it."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmgen.modalities import Modality, Text
+from mmgen.model.model import Model
+from mmgen.sampling.cost import Cost, context_flops
+from mmgen.sampling.session import Session
+from mmgen.sequence import Span
+
+
+class Context:
+    """The rows of a batch under one condition, with room for `more` tokens a row beyond `documents`.
+
+    `spent` is the part of the cost that reading adds to; reading a block that was drawn here is a commit.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        modalities: Mapping[str, Modality],
+        documents: Sequence[Sequence[Span]],
+        more: int,
+        cost: Cost,
+        spent: str = "prefill_flops",
+    ) -> None:
+        longest = max(sum(map(len, spans)) for spans in documents)
+        self.session = Session(model, modalities, len(documents), longest + more)
+        self.cost = cost
+        self.spent = spent
+        self.channels = sum(modality.channels for modality in modalities.values())
+        self._pending = [list(spans) for spans in documents]
+        self._finished = False  # whether what is pending was made here
+
+    def append(self, row: int, span: Span, finished: bool = False) -> None:
+        """What a row reads next. `finished`: a block that was drawn here."""
+        self._pending[row].append(span)
+        self._finished |= finished
+
+    def next_position(self, row: int) -> int:
+        """Where the next span of a row begins."""
+        pending = self._pending[row]
+        return pending[-1].next_position if pending else self.session.positions[row]
+
+    def read(self) -> Float[Tensor, "R W"]:
+        """Reads what is pending, of which there is some in every row; final hidden states of each row's last token."""
+        hidden = self.session.read(self._pending)
+        self._count()
+        return hidden
+
+    def read_all(self) -> Float[Tensor, "R L W"]:
+        """`read`, returning the final hidden states of all that was pending, each row's from the left."""
+        hidden = self.session.read_all(self._pending)
+        self._count()
+        return hidden
+
+    def _count(self) -> None:
+        longest = max(sum(map(len, spans)) for spans in self._pending)
+        num, keys = len(self._pending) * longest, self.session.cache.length
+        spent = "commit_flops" if self._finished else self.spent
+        flops = context_flops(self.session.model.config, num, keys, self.channels)
+        setattr(self.cost, spent, getattr(self.cost, spent) + flops)
+        self._pending = [[] for _ in self._pending]
+        self._finished = False
+
+    def settle(self, before: Sequence[int], written: Sequence[Sequence[int]], text: Text) -> None:
+        """Makes each row hold what was written after its first `before` tokens, no more and no less: text that a pass
+        read beyond its end is forgotten, and a last token that no pass has read is pending."""
+        held = [length - start for length, start in zip(self.lengths, before, strict=True)]
+        self.session.forget([max(0, num - len(ids)) for num, ids in zip(held, written, strict=True)])
+        for row, (num, ids) in enumerate(zip(held, written, strict=True)):
+            if rest := list(ids[num:]):
+                self.append(row, text.span(rest, self.next_position(row), predicted=False))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that each row has read."""
+        return self.session.cache.lengths.tolist()
+
+    @property
+    def device(self) -> torch.device:
+        return self.session.device
