@@ -1,5 +1,6 @@
-"""`mmgen sample RUN`: draw pictures for prompts, describe a picture, or continue a text."""
+"""`mmgen sample RUN`: draw pictures for prompts, describe a picture, continue a text, or any order of these."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from mmgen.cli.arguments import parse
 from mmgen.evaluation.grid import picture_grid
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.planner import Budget, Planner
-from mmgen.sampling.sampler import Sampler
+from mmgen.sampling.request import Answer, Event, Kind, Request
 from mmgen.training.run import load, run_folder
 
 
@@ -28,6 +29,10 @@ class Sample:
     """describe this picture"""
     text: str | None = None
     """continue this text"""
+    given: tuple[str, ...] | None = None
+    """parts in reading order, each a text or the path of a picture; what --ask names follows them"""
+    ask: tuple[Kind, ...] = ("image",)
+    """of --given: the kinds of parts that are made, in turn"""
     blocks: int | None = None
     """draw a picture in this many bands of rows, each after those above it"""
     steps: tuple[int, ...] | None = None
@@ -36,12 +41,21 @@ class Sample:
     """1 is none; larger follows the prompt more closely and costs two network calls a step"""
     guidance_range: tuple[float, float] | None = None
     """two times of [0, 1] (0: the picture, 1: noise); steps that begin outside have no guidance and cost one call"""
+    picture_guidance: float | None = None
+    """the same of pictures in --given, apart from its texts: a third call a step"""
     budget: str | None = None
     """of a picture, as 0.5s, 20ms, 8nfe or 3gflop: the best plan within it of those that mmgen tradeoff measured"""
     solver: str | None = None
-    """heun: two network calls a step, for flow matching; restart: noise anew before each step, for imm"""
+    """heun: two network calls a step, for flow matching; restart: noise anew before each step, for imm; or one's own,
+    package.module:function"""
     shift: float | None = None
     """above 1: more of the steps near noise; below 1: near the picture"""
+    thinking: int | None = None
+    """tokens of text, at most, that the model writes before each picture and then reads"""
+    candidates: int | None = None
+    """of a picture; the one that the scorer likes best is kept"""
+    scorer: str | None = None
+    """of candidates: likelihood (of the prompt after the picture), or package.module:function"""
     tokens_per_pass: int | None = None
     """of text: written in a pass of the trunk; those after the first are drafted by the model's joint head"""
     verify: bool | None = None
@@ -62,16 +76,26 @@ class Sample:
     """ema (averaged) or model"""
     out: Path | None = None
     """a .png for one grid of all pictures, or a folder for one file each"""
+    stream: bool = False
+    """show text as it is written and blocks as they are drawn; one answer only"""
 
 
 def main(argv: Sequence[str]) -> int:
     args = parse(Sample, argv, "mmgen sample")
-    asked = [name for name in ("prompt", "prompts", "caption", "text") if getattr(args, name) is not None]
+    modes = ("prompt", "prompts", "caption", "text", "given")
+    asked = [name for name in modes if getattr(args, name) is not None]
     if len(asked) != 1:
         given = ", ".join(f"--{name}" for name in asked) or "none"
-        raise ValueError(f"give one of --prompt, --prompts, --caption, --text; given: {given}")
+        raise ValueError(f"give one of {', '.join(f'--{name}' for name in modes)}; given: {given}")
     if args.num < 1:
         raise ValueError(f"--num {args.num} must be at least 1")
+    requests = [request for request in _requests(args) for _ in range(args.num)]
+    if args.stream and len(requests) > 1:
+        raise ValueError(f"--stream shows one answer, and {len(requests)} are asked for")
+    draws = "image" in requests[0].asked
+    out = args.out or Path("sample.png")
+    if out.suffix and out.suffix != ".png":
+        raise ValueError(f"--out {out}: a name that ends in .png, or a folder")
     sampler = load(args.run, args.weights)
     asked_plan = {f.name: value for f in fields(Plan) if (value := getattr(args, f.name)) is not None}
     if args.steps is not None and len(args.steps) == 1:
@@ -79,24 +103,64 @@ def main(argv: Sequence[str]) -> int:
     plan = replace(sampler.plan, **asked_plan)
     if args.budget is not None:
         plan = _within(args, asked_plan)
-    if args.caption is not None:
-        result = sampler.describe([_open(args.caption)] * args.num, plan, args.seed)
-    elif args.text is not None:
-        result = sampler.complete([args.text] * args.num, plan, args.seed)
-    else:
-        prompts = _read_prompts(args.prompts) if args.prompts is not None else [args.prompt or ""]
-        return _draw(sampler, [prompt for prompt in prompts for _ in range(args.num)], plan, args)
-    for text in result.text:
-        print(text)
-    print(f"cost: {result.cost}")
+    if not draws:
+        plan = replace(plan, candidates=1)
+    found = sampler.answer(requests, plan, args.seed, _Shown(plan) if args.stream else None)
+    for answer in found.answers:
+        for thought in answer.thoughts:
+            print(f"thought: {thought}")
+        for part in answer.parts:
+            if isinstance(part, str) and not args.stream:
+                print(part)
+    if draws:
+        _save(found.answers, requests, out, args)
+    print(f"cost: {found.cost}")
     return 0
+
+
+def _requests(args: Sample) -> list[Request]:
+    """What is asked, each once."""
+    if args.caption is not None:
+        return [Request((_open(args.caption, "--caption"),), ("text",))]
+    if args.text is not None:
+        return [Request((args.text,), ("text",))]
+    if args.given is not None:
+        parts = [_open(Path(part), "--given") if _is_picture(part) else part for part in args.given]
+        return [Request(tuple(parts), args.ask, args.size)]
+    prompts = _read_prompts(args.prompts) if args.prompts is not None else [args.prompt or ""]
+    return [Request((prompt,), ("image",), args.size) for prompt in prompts]
+
+
+def _is_picture(part: str) -> bool:
+    return Path(part).suffix.lower() in Image.registered_extensions()
+
+
+class _Shown:
+    """Prints what is new of each event."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.started = time.perf_counter()
+        self.shown = ""
+
+    def __call__(self, event: Event) -> None:
+        if event.text is not None:
+            fresh = event.text.removeprefix(self.shown) if event.text.startswith(self.shown) else event.text
+            print(fresh, end="", flush=True)
+            self.shown = event.text
+            return
+        if self.shown:
+            print()
+        self.shown = ""
+        seconds = time.perf_counter() - self.started
+        print(f"block {event.blocks} of {self.plan.blocks} after {seconds:.2f} s", flush=True)
 
 
 def _within(args: Sample, asked_plan: dict[str, object]) -> Plan:
     """The plan that the budget buys, which is shown."""
     if other := [name for name in asked_plan if name not in ("temperature", "top_p", "max_tokens")]:
         raise ValueError(f"--budget chooses the plan: leave out {', '.join(f'--{name}' for name in other)}")
-    if args.caption is not None or args.text is not None:
+    if args.caption is not None or args.text is not None or "image" not in args.ask:
         raise ValueError("--budget is of pictures: give --prompt or --prompts")
     budget = Budget.parse(args.budget or "")
     folder = run_folder(args.run)
@@ -109,28 +173,34 @@ def _within(args: Sample, asked_plan: dict[str, object]) -> Plan:
     return plan
 
 
-def _draw(sampler: Sampler, prompts: list[str], plan: Plan, args: Sample) -> int:
-    out = args.out or Path("sample.png")
-    if out.suffix and out.suffix != ".png":
-        raise ValueError(f"--out {out}: a name that ends in .png, or a folder")
-    result = sampler.generate(prompts, plan, args.seed, args.size)
-    if out.suffix:
+def _save(answers: Sequence[Answer], requests: Sequence[Request], out: Path, args: Sample) -> None:
+    """All pictures, as one grid or as files of a folder."""
+    images = [[part for part in answer.parts if not isinstance(part, str)] for answer in answers]
+    flat = [picture for own in images for picture in own]
+    if not out.suffix:
+        out.mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate(flat):
+            picture.save(out / f"{number:05d}.png")
+        print(f"{len(flat)} pictures: {out}/00000.png ... {len(flat) - 1:05d}.png")
+        return
+    prompts = [next((part for part in request.given if isinstance(part, str)), "") for request in requests]
+    if args.given is not None:
+        # what is given comes first in every row
+        rows = [
+            [*(part for part in request.given if not isinstance(part, str)), *own]
+            for request, own in zip(requests, images, strict=True)
+        ]
+        labels, titles = prompts, ()
+    else:
         columns = max(args.num, 8) if args.prompt is None else min(args.num, 8)
-        rows = [result.images[i : i + columns] for i in range(0, len(result.images), columns)]
+        rows = [flat[i : i + columns] for i in range(0, len(flat), columns)]
         labels = [
             prompts[i * columns] if columns == args.num or args.prompt else "" for i in range(len(rows))
         ]
         titles = prompts[:columns] if args.prompt is None and len(rows) == 1 else ()
-        out.parent.mkdir(parents=True, exist_ok=True)
-        picture_grid(rows, labels, titles, scale=1 if len(rows) > 8 else 2).save(out)
-        print(f"{len(result.images)} pictures: {out}")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        for number, picture in enumerate(result.images):
-            picture.save(out / f"{number:05d}.png")
-        print(f"{len(result.images)} pictures: {out}/00000.png ... {len(result.images) - 1:05d}.png")
-    print(f"cost: {result.cost}")
-    return 0
+    out.parent.mkdir(parents=True, exist_ok=True)
+    picture_grid(rows, labels, titles, scale=1 if len(rows) > 8 else 2).save(out)
+    print(f"{len(flat)} pictures: {out}")
 
 
 def _read_prompts(path: Path) -> list[str]:
@@ -144,8 +214,8 @@ def _read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path, option: str) -> Image.Image:
     try:
         return Image.open(path)
     except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"--caption {path} cannot be opened as a picture: {error}") from None
+        raise ValueError(f"{option} {path} cannot be opened as a picture: {error}") from None

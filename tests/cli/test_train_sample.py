@@ -128,10 +128,29 @@ def test_a_picture_is_described_and_a_text_continued(
     assert len(capsys.readouterr().out.splitlines()) >= 4
 
 
+def test_parts_are_given_and_asked_for_in_any_order(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    picture(3).save(tmp_path / "picture.png")
+    given = ["--given", str(tmp_path / "picture.png"), "red square", "--ask", "image", "text"]
+    few = ["--max-tokens", "5", "--steps", "1", "--thinking", "3", "--candidates", "2"]
+    assert main(["sample", str(run), *given, *few, "--out", str(tmp_path / "one.png")]) == 0
+    said = capsys.readouterr().out
+    assert "thought: " in said and "1 pictures" in said and "4 network evaluations" in said
+    assert Image.open(tmp_path / "one.png").width > 2 * 32, "the given picture stands before the drawn one"
+    words = [*given, *few, "--stream", "--blocks", "2", "--candidates", "1"]
+    assert main(["sample", str(run), *words, "--out", str(tmp_path / "pictures")]) == 0
+    said = capsys.readouterr().out
+    assert "block 1 of 2 after" in said and "block 2 of 2 after" in said
+    assert Image.open(tmp_path / "pictures" / "00000.png").size == (16, 16)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "give one of --prompt"),
+        (["--prompt", "a", "--num", "2", "--stream"], "--stream shows one answer, and 2 are asked for"),
+        (["--given", "a", "--ask", "text", "text"], "two texts in turn are one"),
+        (["--given", "nowhere.png"], "--given nowhere.png cannot be opened"),
+        (["--prompt", "a", "--scorer", "best"], "scorer 'best' is none of likelihood"),
         (["--prompt", "a", "--text", "b"], "given: --prompt, --text"),
         (["--prompt", "a", "--steps", "0"], "steps 0"),
         (["--prompt", "a", "--size", "15", "16"], "multiples of 4"),
