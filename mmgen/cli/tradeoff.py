@@ -1,4 +1,4 @@
-"""`mmgen tradeoff RUN`: what each unit of inference compute buys, over blocks, steps and guidance; resumable."""
+"""`mmgen tradeoff RUN`: what each unit of inference compute buys, over the axes of a plan; resumable."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
+import yaml
 from PIL import Image
 from rich import box
 from rich.console import Console
@@ -21,19 +22,23 @@ from rich.table import Table
 from mmgen.cli.arguments import parse
 from mmgen.config import from_mapping
 from mmgen.evaluation.intervals import Estimate
+from mmgen.evaluation.text_surface import describes, plain, sources_of, text_surface
 from mmgen.evaluation.tradeoff import AXES, HITS, Judge, Measured, TradeoffConfig, pareto, surface
 from mmgen.files import write_text
+from mmgen.modalities import bands
 from mmgen.sampling.plan import Plan
 from mmgen.training.run import find_checkpoint, load, load_run_config, run_folder
 
 SAMPLES = "tradeoff.jsonl"
 SUMMARY = "tradeoff.json"
 SHOWN = 24  # prompts whose pictures are kept
+SHARED = ("nfe", "flops", "seconds", "memory", "score_flops", "score_seconds")  # by all pictures of a plan
 FIGURES = {
     "kid_lite0": "KID-lite0",
     "own_latent": "own nearest, latents",
     "own_lite0": "own nearest, lite0",
     "concept_lite0": "concept nearest",
+    "label_lite0": "label",
     "copies_lite0": "copies",
 }
 
@@ -48,6 +53,16 @@ class Tradeoff:
     """numbers of refinement steps of a block"""
     guidance: tuple[float, ...] = (1.0, 2.0, 3.0)
     """1 is none; others cost two network evaluations a step"""
+    thinking: tuple[int, ...] = ()
+    """numbers of tokens that are written before a picture at most"""
+    candidates: tuple[int, ...] = ()
+    """numbers of pictures that are drawn for a prompt, of which the scorer's choice is judged"""
+    axis: tuple[str, ...] = ()
+    """more axes: NAME=VALUE,VALUE with any part of a plan (solver=euler,restart), or with package.module:function,
+    which makes a plan of a plan and a value"""
+    scorer: str = "auto"
+    """judges every picture too, for planners that look at them; auto: likelihood where texts about pictures were
+    trained, else none"""
     num: int = 200
     """prompts"""
     split: str | None = None
@@ -64,17 +79,28 @@ def main(argv: Sequence[str]) -> int:
     args = parse(Tradeoff, argv, "mmgen tradeoff")
     sampler = load(args.run, args.weights)
     run = run_folder(args.run)
-    config = TradeoffConfig(args.blocks, args.steps, args.guidance, args.num, args.split, args.seed)
-    judge = Judge(sampler, load_run_config(run).data.sources, config)
+    run_config = load_run_config(run)
+    tasks = list(run_config.data.compose.tasks)
+    scorer = args.scorer
+    if scorer == "auto":
+        scorer = "likelihood" if describes(tasks) else "none"
+    config = TradeoffConfig(
+        _axes(args), args.num, args.split, args.seed, None if scorer == "none" else scorer
+    )
+    plans = config.plans(sampler.plan)
+    rows_of_tokens = sampler.image.token_grid(*sampler.size)
+    for plan in plans:
+        bands(*rows_of_tokens, plan.blocks)  # before hours of drawing
+    judge = Judge(sampler, run_config.data.sources, config)
     header = {
         "checkpoint": find_checkpoint(args.run).name,
         "weights": args.weights,
         "split": judge.split,
         "num": len(judge.chosen),
         "seed": args.seed,
+        "scorer": scorer,
     }
     store = Store(args.out or run / "tradeoff", header, [real.key for real in judge.chosen])
-    plans = config.plans(sampler.plan)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
@@ -83,13 +109,19 @@ def main(argv: Sequence[str]) -> int:
             if plan not in store.found:
                 store.add(*judge.measure(sampler, plan, args.seed))
             bar.advance(task)
+        pictures = [real.picture for real in judge.chosen]
+        sources = sources_of(tasks, pictures, judge.prompts)
+        task = bar.add_task("text", total=None)
+        text = text_surface(sampler, sources, judge.prompts, args.seed, lambda: bar.advance(task))
     rows = surface(judge, [store.found[plan] for plan in plans])
     floor = judge.floor()
     about = {**header, "run": str(args.run), "floor": asdict(floor), "prompts": judge.prompts[:SHOWN]}
-    record = {**about, "rows": [_plain(row) for row in rows]}
+    ceilings = {name: asdict(estimate) for name, estimate in judge.ceilings().items()}
+    record = {**about, "ceilings": ceilings, "rows": [_plain(row) for row in rows], "text": plain(text)}
     write_text(store.folder / SUMMARY, json.dumps(record, indent=1, allow_nan=False) + "\n")
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(_table(rows, judge, floor))
+    console.print(_text_table(text))
     console.print(
         "guidance: of each line the one with the least KID on one half of the prompts; figures: on the other half, "
         f"with 95 % intervals. *: no cheaper line is better. All plans: {store.folder / SUMMARY}",
@@ -97,6 +129,22 @@ def main(argv: Sequence[str]) -> int:
         highlight=False,
     )
     return 0
+
+
+def _axes(args: Tradeoff) -> dict[str, tuple[Any, ...]]:
+    """Axes by name, with the values of each as the plan has them."""
+    axes: dict[str, tuple[Any, ...]] = {"blocks": args.blocks, "steps": args.steps, "guidance": args.guidance}
+    axes |= {name: values for name in ("thinking", "candidates") if (values := getattr(args, name))}
+    for word in args.axis:
+        name, equals, values = word.partition("=")
+        if not equals or not values:
+            raise ValueError(f"--axis {word!r} must be NAME=VALUE,VALUE, such as shift=0.5,1")
+        read = [yaml.safe_load(value) for value in values.split(",")]
+        if ":" not in name:
+            for value in read:
+                from_mapping({name: value}, Plan)  # says what is wrong with it
+        axes[name] = tuple(read)
+    return axes
 
 
 class Store:
@@ -140,7 +188,9 @@ class Store:
             features = torch.from_numpy(np.load(self._features(plan), allow_pickle=False)).float()
             hits = {name: torch.tensor([row[name] for row in rows]) for name in HITS if name in rows[0]}
             cost = rows[0]
-            self.found[plan] = Measured(plan, features, hits, cost["nfe"], cost["flops"], cost["seconds"])
+            scores = torch.tensor([row["score"] for row in rows]) if "score" in rows[0] else None
+            shared = {name: cost[name] for name in SHARED}
+            self.found[plan] = Measured(plan, features, hits, scores=scores, **shared)
 
     def add(self, measured: Measured, images: Sequence[Image.Image]) -> None:
         plan = measured.plan
@@ -148,11 +198,13 @@ class Store:
             self._features(plan), lambda file: np.save(file, measured.features.numpy().astype(np.float16))
         )
         self._write(self._pictures(plan), lambda file: _strip(images[:SHOWN]).save(file, "png"))
-        shared = {"nfe": measured.nfe, "flops": measured.flops, "seconds": measured.seconds}
+        shared = {name: getattr(measured, name) for name in SHARED}
         lines = []
         for index, key in enumerate(self.keys):
-            hits = {name: bool(hit[index]) for name, hit in measured.hits.items()}
-            lines.append(json.dumps({"plan": asdict(plan), "key": key, **hits, **shared}))
+            own: dict[str, Any] = {name: bool(hit[index]) for name, hit in measured.hits.items()}
+            if measured.scores is not None:
+                own["score"] = measured.scores[index].item()
+            lines.append(json.dumps({"plan": asdict(plan), "key": key, **own, **shared}))
         with self.path.open("a", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
             file.flush()
@@ -200,15 +252,28 @@ def _table(rows: Sequence[Mapping[str, Any]], judge: Judge, floor: Estimate) -> 
     title = f"{judge.split}: {len(judge.chosen)} prompts, KID floor {floor:.3f}"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     shown = [name for name in FIGURES if name in rows[0]["reported"]]
-    for name in (*AXES, "evaluations", "GFLOP", "ms", *(FIGURES[name] for name in shown)):
+    axes = [name for name in AXES if name in AXES[:3] or len({row[name] for row in rows}) > 1]
+    for name in (*axes, "evaluations", "GFLOP", "ms", "MB", *(FIGURES[name] for name in shown)):
         table.add_column(name, justify="right")
     front = pareto(rows, "flops")
     for row in rows:
         if row["chosen"]:
             mark = "*" if any(row is each for each in front) else ""
-            cost = (str(row["nfe"]), f"{row['flops'] / 1e9:.3g}", f"{1000 * row['seconds']:.3g}")
-            axes = (str(row["blocks"]), f"{row['steps']}{mark}", f"{row['guidance']:g}")
-            table.add_row(*axes, *cost, *(_cell(row["reported"][name]) for name in shown))
+            cost = (row["flops"] / 1e9, 1000 * row["seconds"], row["memory"] / 2**20)
+            where = [f"{row[name]}{mark if name == 'steps' else ''}" for name in axes]
+            figures = (_cell(row["reported"][name]) for name in shown)
+            table.add_row(*where, str(row["nfe"]), *(f"{each:.3g}" for each in cost), *figures)
+    return table
+
+
+def _text_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="texts", box=box.SIMPLE_HEAD, title_justify="left")
+    for name in ("of", "tokens a pass", "kept", "tokens/s", "speed", "MFLOP a token", "bits per byte"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        figures = [_cell(row[name]) for name in ("kept", "tokens_per_second", "speed")]
+        last = (f"{row['flops_per_token'] / 1e6:.3g}", _cell(row["bits_per_byte"]))
+        table.add_row(row["source"], str(row["tokens_per_pass"]), *figures, *last)
     return table
 
 

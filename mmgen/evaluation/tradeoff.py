@@ -1,18 +1,19 @@
-"""The surface: what quality each unit of inference compute buys, over blocks, steps and guidance of one model.
+"""The surface: what quality each unit of inference compute buys, over the axes of one model's plans.
 
 Every plan draws one picture for each of the same prompts, with the same noise, and is judged picture by picture. What
-is chosen (the guidance of each number of blocks and steps) is chosen on one half of the prompts and reported on the
+is chosen (the guidance of plans that are alike but for it) is chosen on one half of the prompts and reported on the
 other: a plan that was lucky on the one is not on the other. Loads no run, prints nothing and writes nothing.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from PIL import Image
+from sklearn.svm import SVC
 from torch import Tensor
 
 from mmgen.data.streams import SourceConfig
@@ -24,47 +25,78 @@ from mmgen.evaluation.intervals import Estimate, proportion
 from mmgen.evaluation.memorization import MIN_HELD_OUT, QUANTILE, nearest_distances
 from mmgen.evaluation.real import SEEN, RealPicture, read_split, real_pictures, splits_of
 from mmgen.rng import keyed_numpy
+from mmgen.sampling.cost import Cost
 from mmgen.sampling.plan import Plan
-from mmgen.sampling.sampler import Sampler
+from mmgen.sampling.request import Request
+from mmgen.sampling.sampler import MAX_BATCH, Sampler
+from mmgen.sampling.score import import_function, load_scorer
 
-HITS = ("own_latent", "own_lite0", "concept_lite0", "copies_lite0")
-AXES = ("blocks", "steps", "guidance")
+HITS = ("own_latent", "own_lite0", "concept_lite0", "label_lite0", "copies_lite0")
+AXES = ("blocks", "steps", "guidance", "thinking", "candidates")
+MAX_LABELS = 100
+PICTURES_PER_LABEL = 20  # of training at least, for a classifier
+CLASSIFIER_PICTURES = 10_000
 
 
 @dataclass(frozen=True)
 class TradeoffConfig:
-    """Which plans are measured, and on how many prompts of which split (none: the first held-out one)."""
+    """Which plans are measured, and on how many prompts of which split (none: the first held-out one).
 
-    blocks: tuple[int, ...] = (1,)
-    steps: tuple[int, ...] = (1, 2, 4, 8)
-    guidance: tuple[float, ...] = (1.0, 2.0, 3.0)
+    An axis is a field of `Plan` with values for it, or `package.module:function`, which makes a plan of a plan and one
+    of the values. `scorer` judges every picture too, for planners that look at them.
+    """
+
+    axes: Mapping[str, Sequence[Any]] = field(
+        default_factory=lambda: {"steps": (1, 2, 4, 8), "guidance": (1.0, 2.0, 3.0)}
+    )
     num: int = 200
     split: str | None = None
     seed: int = 0
+    scorer: str | None = None
 
     def __post_init__(self) -> None:
-        for name in AXES:
-            if not getattr(self, name):
+        known = [each.name for each in fields(Plan)]
+        for name, values in self.axes.items():
+            if not values:
                 raise ValueError(f"{name} must name one value or more")
+            if name not in known and ":" not in name:
+                raise ValueError(
+                    f"axis {name!r} is no part of a plan ({', '.join(known)}) and no package.module:function"
+                )
         if self.num < 8:
             raise ValueError(
                 f"num {self.num} must be at least 8: a distance on each half takes four pictures"
             )
 
     def plans(self, base: Plan) -> list[Plan]:
-        """Every combination, cheap ones first."""
-        combinations = product(self.blocks, self.steps, self.guidance)
-        made = [replace(base, blocks=b, steps=s, guidance=g) for b, s, g in combinations]
-        return sorted(made, key=lambda plan: (plan.blocks * sum(plan.block_steps), plan.guidance != 1))
+        """Every combination once, cheap ones first."""
+        made = [base]
+        for name, values in self.axes.items():
+            made = [_moved(plan, name, value) for plan in made for value in values]
+
+        def evaluations(plan: Plan) -> tuple[int, int]:
+            calls = sum(plan.block_steps) * plan.candidates
+            return calls, calls if plan.guidance != 1 else 0
+
+        return sorted(dict.fromkeys(made), key=evaluations)
+
+
+def _moved(plan: Plan, axis: str, value: Any) -> Plan:
+    if ":" in axis:
+        return import_function(axis, "axis")(plan, value)
+    # the number of blocks decides how many steps there are to name
+    other = {"steps": plan.block_steps[0]} if axis == "blocks" else {}
+    return replace(plan, **other, **{axis: value})
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Pictures of one plan: features, whether each hits (see `Judge`), and what one picture cost.
+    """Pictures of one plan: features, whether each hits (see `Judge`), its scorer's score, and what one cost.
 
     hits: own_latent, own_lite0: the nearest of the prompts' real pictures is its own. concept_lite0: the nearest real
-    picture of another style shows its concept. copies_lite0: nearer to a training picture than 95 % of held-out ones
-    are (absent where there are too few of those).
+    picture of another style shows its concept. label_lite0: a classifier of real pictures says its concept (where there
+    are few concepts of many pictures each). copies_lite0: nearer to a training picture than 95 % of held-out ones are
+    (absent where there are too few of those). `memory` is bytes of a whole batch; scoring is counted apart.
     """
 
     plan: Plan
@@ -73,6 +105,10 @@ class Measured:
     nfe: int
     flops: float
     seconds: float
+    memory: int = 0
+    scores: Float[Tensor, "N"] | None = None
+    score_flops: float = 0.0
+    score_seconds: float = 0.0
 
 
 class Judge:
@@ -97,6 +133,8 @@ class Judge:
         self.features = features[self.split][: len(self.chosen)]
         self.latents = encode([real.picture for real in self.chosen], sampler).flatten(1)
         self.training = features[SEEN]
+        self.scorer = None if config.scorer is None else load_scorer(config.scorer)
+        self.classifier = self._classifier(pictures[SEEN])
         held_out = [name for name in there if name != SEEN] if self.split == SEEN else [self.split]
         reference = torch.cat([features[name] for name in held_out])
         self.threshold = None
@@ -115,6 +153,23 @@ class Judge:
 
     def _features(self, pictures: Sequence[RealPicture]) -> Float[Tensor, "N F"]:
         return picture_features([real.picture for real in pictures], self.lite0, cached=True)
+
+    def _classifier(self, training: Sequence[RealPicture]) -> SVC | None:
+        """Of concepts by lite0's features; None where there are many concepts, or few pictures of each."""
+        num_labels = len({real.concept for real in training})
+        if not 2 <= num_labels <= MAX_LABELS or len(training) < PICTURES_PER_LABEL * num_labels:
+            return None
+        some = training[:CLASSIFIER_PICTURES]
+        return SVC(gamma="scale", C=10.0).fit(
+            self.training[: len(some)].numpy(), [real.concept for real in some]
+        )
+
+    def labels(self, features: Float[Tensor, "N F"]) -> Bool[Tensor, "N"]:
+        """Whether the classifier says of each picture what its prompt asked for."""
+        assert self.classifier is not None, "there are labels"
+        asked = [real.concept for real in self.chosen]
+        said = self.classifier.predict(features.numpy())
+        return torch.tensor([one == other for one, other in zip(said, asked, strict=True)])
 
     def measure(
         self, sampler: Sampler, plan: Plan, seed: int, on_batch: Callable[[int], None] | None = None
@@ -137,10 +192,26 @@ class Judge:
                 [real.style for real in self.gallery],
             ),
         }
+        if self.classifier is not None:
+            hits["label_lite0"] = self.labels(features)
         if self.threshold is not None:
             hits["copies_lite0"] = nearest_distances(features, self.training) <= self.threshold
         num, cost = len(self.chosen), result.cost
-        measured = Measured(plan, features, hits, cost.nfe, cost.flops / num, cost.seconds / num)
+        measured = Measured(plan, features, hits, cost.nfe, cost.flops / num, cost.seconds / num, cost.memory)
+        if self.scorer is not None:
+            spent, started = Cost(), time.perf_counter()
+            requests = [Request((prompt,)) for prompt in self.prompts]
+            with torch.inference_mode():
+                scores = [
+                    self.scorer(
+                        sampler, requests[i : i + MAX_BATCH], result.latents[i : i + MAX_BATCH], spent
+                    )
+                    for i in range(0, num, MAX_BATCH)
+                ]
+            seconds = (time.perf_counter() - started) / num
+            measured = replace(
+                measured, scores=torch.cat(scores), score_flops=spent.flops / num, score_seconds=seconds
+            )
         return measured, result.images
 
     def halves(self) -> tuple[Int[Tensor, "H"], Int[Tensor, "H"]]:
@@ -151,8 +222,7 @@ class Judge:
 
     def figures(self, measured: Measured, part: Int[Tensor, "H"]) -> dict[str, Estimate]:
         """KID and the share of hits on some of the prompts."""
-        plan = measured.plan
-        key = ("tradeoff", plan.blocks, str(plan.steps), str(plan.guidance))
+        key = ("tradeoff", str(measured.plan))
         found = {"kid_lite0": kid(measured.features[part], self.features[part], key, paired=True)}
         return found | {name: proportion(hits[part]) for name, hits in measured.hits.items()}
 
@@ -160,28 +230,32 @@ class Judge:
         """KID of two halves of the real pictures."""
         return real_floor(kid_value, self.features, ("tradeoff",))
 
+    def ceilings(self) -> dict[str, Estimate]:
+        """What the real pictures score where not all of them hit."""
+        return {} if self.classifier is None else {"label_lite0": proportion(self.labels(self.features))}
+
 
 def surface(judge: Judge, measured: Sequence[Measured]) -> list[dict[str, Any]]:
     """One row a plan: its axes, cost, figures on both halves of the prompts, and whether its guidance is the one chosen
-    for its blocks and steps (least KID on the first half). Claims are made of `reported` alone."""
+    for what else it is (least KID on the first half). Claims are made of `reported` alone."""
     choosing, reporting = judge.halves()
     rows = []
     for each in measured:
         chosen, reported = (judge.figures(each, part) for part in (choosing, reporting))
         axes = {name: getattr(each.plan, name) for name in AXES}
-        cost = {"nfe": each.nfe, "flops": each.flops, "seconds": each.seconds}
+        cost = {name: getattr(each, name) for name in ("nfe", "flops", "seconds", "memory")}
         rows.append({**axes, **cost, "plan": each.plan, "choosing": chosen, "reported": reported})
-    for group in _by_blocks_and_steps(rows):
+    for group in _alike_but_for_guidance(rows):
         best = min(group, key=lambda row: row["choosing"]["kid_lite0"].value)
         for row in group:
             row["chosen"] = row is best
     return rows
 
 
-def _by_blocks_and_steps(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    found: dict[tuple[int, int], list[dict[str, Any]]] = {}
+def _alike_but_for_guidance(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    found: dict[Plan, list[dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault((row["blocks"], row["steps"]), []).append(row)
+        found.setdefault(replace(row["plan"], guidance=1.0), []).append(row)
     yield from found.values()
 
 

@@ -197,6 +197,7 @@ class Batch:
             told=told,
         )
         context.settle(before, written.tokens, self.documents.text)
+        cost.memory = max(cost.memory, context.session.cache.num_bytes)
         cost.tokens += sum(map(len, written.tokens))
         cost.passes += sum(written.passes)
         return [tokenizer.decode(ids) for ids in written.tokens]
@@ -258,6 +259,8 @@ class Batch:
                 if not finished:
                     context.read()
         self._num_drawn += 1
+        held = sum(context.session.cache.num_bytes for context in contexts)
+        self.cost.memory = max(self.cost.memory, held)
         return [image.unpatchify(tokens, *grid) for tokens in x.float().cpu()]
 
     def _refine(

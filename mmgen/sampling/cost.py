@@ -14,7 +14,8 @@ from mmgen.model.trunk import TrunkConfig
 class Cost:
     """Compute spent so far: network evaluations of pictures (per picture; of one block each), operations by kind, and
     seconds. Kinds: reading what is given, refining, reading finished blocks, writing text, scoring candidates. `tokens`
-    of text were written in `passes` of the trunk, both summed over requests.
+    of text were written in `passes` of the trunk, both summed over requests. `memory` is the most bytes of keys and
+    values that a batch held.
     """
 
     nfe: int = 0
@@ -26,6 +27,7 @@ class Cost:
     tokens: int = 0
     passes: int = 0
     seconds: float = 0.0
+    memory: int = 0
 
     @property
     def flops(self) -> float:
@@ -36,7 +38,8 @@ class Cost:
         """Adds what other requests cost; network evaluations are a request's, so the most that any took is kept."""
         for each in fields(self):
             mine, theirs = getattr(self, each.name), getattr(other, each.name)
-            setattr(self, each.name, max(mine, theirs) if each.name == "nfe" else mine + theirs)
+            most = each.name in ("nfe", "memory")
+            setattr(self, each.name, max(mine, theirs) if most else mine + theirs)
 
     def __str__(self) -> str:
         parts = [f"{self.nfe} network evaluations a picture"] if self.nfe else []

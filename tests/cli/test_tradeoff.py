@@ -31,6 +31,10 @@ def test_every_picture_has_a_line_and_every_plan_a_row(out: Path) -> None:
     assert (
         record["rows"][0]["reported"]["kid_lite0"]["low"] < record["rows"][0]["reported"]["kid_lite0"]["high"]
     )
+    assert record["scorer"] == "none" and "score" not in lines[0] and lines[0]["memory"] > 0
+    (text,) = record["text"]
+    assert text["source"] == "captions" and text["tokens_per_pass"] == 1 and text["kept"]["value"] == 1
+    assert text["bits_per_byte"]["low"] < text["bits_per_byte"]["value"] < text["bits_per_byte"]["high"]
     assert len(list((out / "features").iterdir())) == len(list((out / "pictures").iterdir())) == 4
 
 
@@ -55,6 +59,35 @@ def test_what_is_there_is_not_drawn_again_and_what_was_cut_is(
     assert len(path.read_text().splitlines()) == 33
     assert main(["tradeoff", str(run), *ARGUMENTS, "--seed", "1", "--out", str(out)]) == 2
     assert "has seed 0, not 1: name another folder" in capsys.readouterr().err
+
+
+def test_more_axes_and_a_scorer_are_asked_for_by_name(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    few = ["--num", "8", "--steps", "1", "--guidance", "1", "--out", str(tmp_path / "out")]
+    more = ["--candidates", "1", "3", "--axis", "shift=0.5,1", "--scorer", "likelihood"]
+    assert main(["tradeoff", str(run), *few, *more]) == 0
+    record = json.loads((tmp_path / "out" / "tradeoff.json").read_text())
+    axes = [(row["candidates"], row["plan"]["shift"], row["nfe"]) for row in record["rows"]]
+    assert axes == [(1, 0.5, 1), (1, 1.0, 1), (3, 0.5, 3), (3, 1.0, 3)]
+    assert all(row["chosen"] for row in record["rows"])
+    lines = [json.loads(line) for line in (tmp_path / "out" / "tradeoff.jsonl").read_text().splitlines()[1:]]
+    scores = {
+        (line["plan"]["candidates"], line["plan"]["shift"], line["key"]): line["score"] for line in lines
+    }
+    for _, shift, key in scores:
+        assert scores[3, shift, key] >= scores[1, shift, key] - 1e-3, (
+            "the best of three has the first among them"
+        )
+    for words, message in (
+        (["--axis", "shift"], "--axis 'shift' must be NAME=VALUE,VALUE"),
+        (["--axis", "shfit=1"], "shift"),
+        (["--axis", "shift=far"], "shift"),
+        (["--blocks", "5"], "blocks 5: a picture of 4 rows"),
+    ):
+        assert main(["tradeoff", str(run), *few, *words]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_budget_buys_a_measured_plan(

@@ -1,6 +1,7 @@
 """The surface of models whose quality by plan is known."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_what_is_better_is_found_and_the_choice_is_made_on_other_prompts(
 ) -> None:
     real, sampler = judge
     assert real.split == "unseen_pairs" and len(real.chosen) == 24
-    config = TradeoffConfig(steps=(1, 2, 4), guidance=(1.0, 3.0))
+    config = TradeoffConfig({"steps": (1, 2, 4), "guidance": (1.0, 3.0)})
     plans = config.plans(sampler.plan)
     assert [(plan.steps, plan.guidance) for plan in plans] == [
         (1, 1.0), (1, 3.0), (2, 1.0), (2, 3.0), (4, 1.0), (4, 3.0)
@@ -90,8 +91,44 @@ def test_mistakes_are_one_line(judge: tuple[Judge, Sampler], tmp_path: Path) -> 
     with pytest.raises(ValueError, match="num 7 must be at least 8"):
         TradeoffConfig(num=7)
     with pytest.raises(ValueError, match="steps must name one value or more"):
-        TradeoffConfig(steps=())
+        TradeoffConfig({"steps": ()})
+    with pytest.raises(ValueError, match="axis 'stpes' is no part of a plan"):
+        TradeoffConfig({"stpes": (1,)})
     write_shards(tmp_path / "data", samples(), split_of, "shapes")
     source = {"shapes": SourceConfig(str(tmp_path / "data"))}
     with pytest.raises(ValueError, match="no split 'tset', only seen, unseen_pairs"):
         Judge(judge[1], source, TradeoffConfig(split="tset"))
+
+
+def slower(plan: Plan, factor: int) -> Plan:
+    """An axis of one's own."""
+    return replace(plan, steps=factor * plan.block_steps[0])
+
+
+def test_an_axis_is_any_part_of_a_plan_or_a_function_of_ones_own() -> None:
+    axes = {"blocks": (1, 2), f"{__name__}:slower": (1, 3), "shift": (0.5, 1.0), "candidates": (1, 2)}
+    plans = TradeoffConfig(axes).plans(Plan(steps=2))
+    assert len(set(plans)) == len(plans) == 16
+    assert {plan.steps for plan in plans} == {2, 6} and {plan.shift for plan in plans} == {0.5, 1.0}
+    calls = [plan.blocks * plan.block_steps[0] * plan.candidates for plan in plans]
+    assert calls == sorted(calls) and calls[0] == 2 and calls[-1] == 24
+    assert TradeoffConfig({"blocks": (2, 1)}).plans(Plan(blocks=2, steps=(3, 1)))[0] == Plan(steps=3)
+
+
+def test_labels_are_judged_where_there_are_few_with_many_pictures_each(
+    judge: tuple[Judge, Sampler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, _ = judge
+    assert real.classifier is None and real.ceilings() == {}
+    right, wrong = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+    concepts = [each.concept for each in real.chosen]
+    ones = torch.stack([right[0] if concept == concepts[0] else wrong[0] for concept in concepts])
+    monkeypatch.setattr(real, "training", ones)
+    assert real._classifier(real.chosen) is None, "too few of each"
+    two = [replace(each, concept=str(each.concept == concepts[0])) for each in real.chosen] * 20
+    monkeypatch.setattr(real, "training", ones.repeat(20, 1))
+    classifier = real._classifier(two)
+    assert classifier is not None and classifier.predict(right.numpy()) == ["True"]
+    monkeypatch.setattr(real, "classifier", classifier)
+    monkeypatch.setattr(real, "chosen", two[:24])
+    assert real.labels(ones).all() and not real.labels(1 - ones).any()
