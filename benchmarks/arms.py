@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL.Image import Image
+from PIL import Image as Pictures
 from sklearn.svm import SVC
 from torch import Tensor
 
@@ -29,12 +29,13 @@ from mmgen.config import load_yaml, parse_overrides, save_yaml
 from mmgen.data.loader import Loader
 from mmgen.evaluation.distances import frechet_statistic, kid_statistic
 from mmgen.evaluation.features import Lite0Features, picture_features
-from mmgen.evaluation.intervals import proportion
+from mmgen.evaluation.intervals import Estimate, Statistic, proportion
 from mmgen.evaluation.memorization import memorization
 from mmgen.evaluation.real import SEEN, RealPicture, read_split, real_pictures
+from mmgen.modalities import Image
 from mmgen.objectives import FlowMatchingConfig
 from mmgen.rng import keyed_numpy
-from mmgen.sampling.cost import target_pass_ratio
+from mmgen.sampling.cost import context_flops, state_flops, target_pass_ratio
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
 from mmgen.sequence import PAD
@@ -55,6 +56,7 @@ CLASSIFIER_PICTURES = 10_000
 SEED_STRIDE = 1_000_000  # of the noise of two runs
 CHOOSING_COPIES = 1  # pictures for each held-out one's prompt on which a plan is chosen
 HELD_OUT_PICTURES = 2_000  # at most: what is drawn for them is scored again and again
+DRAWS = 400  # of a bootstrap
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ class Run:
             validation=ValidationConfig(),
             preview=PreviewConfig(),
         )
-        words = [word for key, value in self.settings.items() for word in (f"--{key}", str(value))]
+        words = []
+        for key, value in self.settings.items():
+            words += [f"--{key}", *map(str, value if isinstance(value, tuple) else (value,))]
         return parse_overrides(RunConfig, config, words, str(path))
 
 
@@ -99,6 +103,22 @@ def prepare(data: DataName) -> RunConfig:
 
 def cost_ratio(config: RunConfig) -> float:
     """FLOPs of a step of IMM over those of one of flow matching, from the tokens of some real batches."""
+    context, state, image = _tokens(config)
+    return target_pass_ratio(config.model, context, state, image.channels)
+
+
+def picture_flops(config: RunConfig) -> float:
+    """FLOPs of training on one picture by IMM, all of its blocks, from the tokens of some real batches."""
+    context, state, image = _tokens(config)
+    clean = context_flops(config.model, context, context, image.channels)
+    noisy = state_flops(config.model, 1, state, context + state, image.channels)
+    ratio = target_pass_ratio(config.model, context, state, image.channels)
+    height, width = image.token_grid(*config.size)
+    return 3 * (clean + noisy) * ratio * height * width / state
+
+
+def _tokens(config: RunConfig) -> tuple[float, float, Image]:
+    """Tokens of the context and of the state for each instance (a block of a picture), and the picture modality."""
     parts = build(config)
     loader = Loader(config.data, parts.modalities, config.seed, parts.objective.grouping)
     counts = np.zeros(3)
@@ -106,7 +126,9 @@ def cost_ratio(config: RunConfig) -> float:
         tokens = [int((stream.layout.document != PAD).sum()) for stream in (batch.context, batch.state)]
         counts += [*tokens, len(batch.instances.group)]
     context, state = counts[:2] / counts[2]
-    return target_pass_ratio(config.model, context, state, parts.modalities["image"].channels)
+    image = parts.modalities["image"]
+    assert isinstance(image, Image), "arms draw pictures"
+    return context, state, image
 
 
 def train(runs: Sequence[Run], workers: int) -> None:
@@ -133,7 +155,7 @@ def train(runs: Sequence[Run], workers: int) -> None:
 
 
 class Extract(Protocol):
-    def __call__(self, images: Sequence[Image], /, cached: bool = False) -> Float[Tensor, "N F"]: ...
+    def __call__(self, images: Sequence[Pictures.Image], /, cached: bool = False) -> Float[Tensor, "N F"]: ...
 
 
 @dataclass(frozen=True)
@@ -178,19 +200,19 @@ def real(data: DataName) -> Real:
     return Real(held_out, features, trained, classifier, extract)
 
 
-def pixels(images: Sequence[Image], /, cached: bool = False) -> Float[Tensor, "N F"]:
+def pixels(images: Sequence[Pictures.Image], /, cached: bool = False) -> Float[Tensor, "N F"]:
     """Grey levels in [0, 1]; there is nothing to gain by keeping them."""
     levels = (np.asarray(image.convert("L"), dtype=np.float64) / 255 for image in images)
     return torch.stack([torch.from_numpy(each).flatten() for each in levels])
 
 
-def _components(images: Sequence[Image]) -> Extract:
+def _components(images: Sequence[Pictures.Image]) -> Extract:
     network = Lite0Features(default_device())
     base = picture_features(images, network, cached=True).double()
     centre = base.mean(0)
     axes = torch.linalg.svd(base - centre, full_matrices=False)[2][:COMPONENTS]
 
-    def extract(images: Sequence[Image], /, cached: bool = False) -> Float[Tensor, "N F"]:
+    def extract(images: Sequence[Pictures.Image], /, cached: bool = False) -> Float[Tensor, "N F"]:
         return (picture_features(images, network, cached).double() - centre) @ axes.T
 
     return extract
@@ -248,3 +270,32 @@ def draw(sampler: Sampler, plans: Sequence[Plan], side: Real, copies: int, seed:
         "memorization": memorization(features, side.training, side.features).share,
     }
     return Drawn(chosen, features, row)
+
+
+def resampled(features: Float[Tensor, "N F"], real: Float[Tensor, "M F"], seed: int) -> dict[str, np.ndarray]:
+    """Both distances, first as they are and then for every bootstrap draw. Real pictures are drawn alike for all runs,
+    and drawn ones alike for both objectives of a seed: their noise and captions are the same.
+
+    Fewer different pictures are further away: the mean over the draws, which says by how much, is put back at the
+    distance itself.
+    """
+    counts = []
+    for key, number in ((("drawn", seed), len(features)), (("real", 0), len(real))):
+        drawn = keyed_numpy("headline", *key).multinomial(number, [1 / number] * number, size=DRAWS)
+        counts.append(torch.cat([torch.ones(1, number).double(), torch.from_numpy(drawn).double()]))
+    found: dict[str, np.ndarray] = {}
+    statistics: dict[str, Statistic] = {
+        "frechet": frechet_statistic(features, real),
+        "kid": kid_statistic(features, real),
+    }
+    for name, statistic in statistics.items():
+        values = statistic(*counts).numpy()
+        values[1:] += values[0] - values[1:].mean()
+        found[name] = values
+    return found
+
+
+def estimate(values: np.ndarray, num: int) -> Estimate:
+    """The first value, with the interval that holds 95 % of the others."""
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    return Estimate(float(values[0]), float(low), float(high), num)

@@ -16,19 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from benchmarks import arms, harness
-from mmgen.evaluation.distances import frechet_statistic, kid_statistic
-from mmgen.evaluation.intervals import Estimate, Statistic
 from mmgen.rng import keyed_numpy
 from mmgen.sampling.plan import Plan
 from mmgen.training.run import load
 
 SHIFTS = (0.5, 1.0, 2.0)  # time grids
-DRAWS = 400
 
 # What flow matching has apart from the data set's configuration, which is IMM's, and the grids of `--tune`.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -107,7 +101,7 @@ def _score(arguments: Arguments, run: arms.Run) -> list[Score]:
             "train_steps": run.steps,
             **{key: str(value) for key, value in run.settings.items()},
         }
-        draws = {} if arguments.tune else _resampled(drawn.features, side.features, run.seed)
+        draws = {} if arguments.tune else arms.resampled(drawn.features, side.features, run.seed)
         scores.append(Score(run, steps, row, draws))
     return scores
 
@@ -154,37 +148,12 @@ def _plans(objective: str, evaluations: int) -> list[Plan]:
     return plans
 
 
-def _resampled(
-    features: Float[Tensor, "N F"], real: Float[Tensor, "M F"], seed: int
-) -> dict[str, np.ndarray]:
-    """Both distances, first as they are and then for every bootstrap draw. Real pictures are drawn alike for all runs,
-    and drawn ones alike for both objectives of a seed: their noise and captions are the same.
-
-    Fewer different pictures are further away: the mean over the draws, which says by how much, is put back at the
-    distance itself.
-    """
-    counts = []
-    for key, number in ((("drawn", seed), len(features)), (("real", 0), len(real))):
-        drawn = keyed_numpy("headline", *key).multinomial(number, [1 / number] * number, size=DRAWS)
-        counts.append(torch.cat([torch.ones(1, number).double(), torch.from_numpy(drawn).double()]))
-    found: dict[str, np.ndarray] = {}
-    statistics: dict[str, Statistic] = {
-        "frechet": frechet_statistic(features, real),
-        "kid": kid_statistic(features, real),
-    }
-    for name, statistic in statistics.items():
-        values = statistic(*counts).numpy()
-        values[1:] += values[0] - values[1:].mean()
-        found[name] = values
-    return found
-
-
 def _ratios(scored: Sequence[Score], arguments: Arguments) -> list[harness.Row]:
     """IMM at N over flow matching at every N', and the step ratio: how many steps flow matching needs, over N."""
     draws = {(score.run.objective, score.steps, score.run.seed): score.draws for score in scored}
     seeds = range(arguments.seeds)
     rng = keyed_numpy("headline", "seeds")
-    weights = rng.multinomial(len(seeds), [1 / len(seeds)] * len(seeds), size=DRAWS)
+    weights = rng.multinomial(len(seeds), [1 / len(seeds)] * len(seeds), size=arms.DRAWS)
     weights = np.concatenate([np.ones((1, len(seeds))), weights])
 
     def means(objective: str, steps: int, metric: str) -> np.ndarray:
@@ -199,9 +168,9 @@ def _ratios(scored: Sequence[Score], arguments: Arguments) -> list[harness.Row]:
         for other in arguments.steps:
             flow = {metric: means("flow_matching", other, metric) for metric in imm}
             compared[other] = {
-                f"{metric}_ratio": _estimate(imm[metric] / flow[metric], len(seeds)) for metric in imm
+                f"{metric}_ratio": arms.estimate(imm[metric] / flow[metric], len(seeds)) for metric in imm
             }
-            compared[other]["kid_difference"] = _estimate(imm["kid"] - flow["kid"], len(seeds))
+            compared[other]["kid_difference"] = arms.estimate(imm["kid"] - flow["kid"], len(seeds))
             for metric in imm:
                 if imm[metric][0] <= flow[metric][0]:
                     reached[f"step_ratio_{metric}"] = other / steps
@@ -216,12 +185,6 @@ def _ratios(scored: Sequence[Score], arguments: Arguments) -> list[harness.Row]:
                 }
             )
     return rows
-
-
-def _estimate(values: np.ndarray, num: int) -> Estimate:
-    """The first value, with the interval that holds 95 % of the others."""
-    low, high = np.quantile(values[1:], [0.025, 0.975])
-    return Estimate(float(values[0]), float(low), float(high), num)
 
 
 if __name__ == "__main__":

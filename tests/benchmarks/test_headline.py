@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import arms, imm_precision, imm_study
-from benchmarks.headline import Arguments, Score, _plans, _ratios, _resampled, measure
+from benchmarks.headline import Arguments, Score, _plans, _ratios, measure
 from mmgen.config import load_yaml, to_mapping
 from mmgen.evaluation.intervals import Estimate
 from mmgen.objectives import FlowMatchingConfig, IMMConfig
@@ -50,7 +50,7 @@ def test_ratios_and_step_ratios_of_known_distances(tmp_path):
 
 def test_objectives_of_one_seed_are_resampled_alike():
     features, real = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    first, again, other = (_resampled(features, real, seed) for seed in (3, 3, 4))
+    first, again, other = (arms.resampled(features, real, seed) for seed in (3, 3, 4))
     for metric in ("frechet", "kid"):
         assert np.array_equal(first[metric], again[metric])
         assert first[metric][0] == other[metric][0] and not np.array_equal(first[metric], other[metric])

@@ -1,0 +1,40 @@
+"""The surface benchmark: what its ratios say of known distances, that both arms cost the same, and one small run."""
+
+import numpy as np
+import pytest
+
+from benchmarks import arms
+from benchmarks.surface import Arguments, _ratios, _run, measure
+
+
+def test_ratios_of_known_distances():
+    arguments = Arguments(seeds=3, steps=(1, 2), blocks=(1, 2))
+    known = {("one", 1): 2.0, ("surface", 1): 2.2, ("surface", 2): 3.0}
+    found = {
+        (arm, blocks, steps, seed): np.full(arms.DRAWS + 1, value * (1 + seed))
+        for (arm, blocks), value in known.items()
+        for steps in (1, 2)
+        for seed in range(3)
+    }
+    rows = {(row["blocks"], row["steps"]): row["ratio"] for row in _ratios(found, arguments)}
+    assert rows[1, 1].value == pytest.approx(1.1) and rows[2, 2].value == pytest.approx(1.5)
+    assert rows[1, 1].low == pytest.approx(rows[1, 1].high), "seeds are drawn alike for both arms"
+    with pytest.raises(ValueError, match="must hold 1"):
+        Arguments(blocks=(2, 4))
+
+
+def test_reading_finished_blocks_costs_training_something(tmp_path):
+    arms.prepare("digits")
+    arguments = Arguments(runs=tmp_path)
+    flops = {arm: arms.picture_flops(_run(arm, 0, 1, arguments).config()) for arm in ("surface", "one")}
+    assert 1.02 < flops["surface"] / flops["one"] < 1.4
+
+
+@pytest.mark.slow
+def test_a_small_run_of_all_of_it(tmp_path):
+    rows = measure(Arguments(seeds=1, quick=True, runs=tmp_path, blocks=(1, 2), steps=(1,), copies=1))
+    assert [(row["arm"], row.get("blocks")) for row in rows[1:]] == [
+        ("surface", 1), ("surface", 2), ("one", 1), ("ratio", 1), ("ratio", 2)
+    ]  # fmt: skip
+    steps = {row["arm"]: row["train_steps"] for row in rows if "train_steps" in row}
+    assert steps["surface"] == 20 and 20 < steps["one"] < 28
