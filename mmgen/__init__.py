@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmgen.sampling.plan import Plan
     from mmgen.sampling.planner import Budget, Planner
+    from mmgen.sampling.request import Request
     from mmgen.training.run import load
 
 __version__ = "0.1.0"
-__all__ = ["Budget", "Plan", "Planner", "__version__", "load"]
+__all__ = ["Budget", "Plan", "Planner", "Request", "__version__", "load"]
 
 _HOMES = {
     "load": "mmgen.training.run",
     "Plan": "mmgen.sampling.plan",
     "Budget": "mmgen.sampling.planner",
     "Planner": "mmgen.sampling.planner",
+    "Request": "mmgen.sampling.request",
 }
 
 

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mmgen.cli.arguments import parse
 from mmgen.evaluation.grid import picture_grid
+from mmgen.sampling.adaptive import Policy, answer_adaptively
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.planner import Budget, Planner
 from mmgen.sampling.request import Answer, Event, Kind, Request
@@ -45,6 +46,8 @@ class Sample:
     """the same of pictures in --given, apart from its texts: a third call a step"""
     budget: str | None = None
     """of a picture, as 0.5s, 20ms, 8nfe or 3gflop: the best plan within it of those that mmgen tradeoff measured"""
+    adaptive: bool = False
+    """of --budget: on average over pictures; one that the scorer dislikes is drawn again, by a dearer plan"""
     solver: str | None = None
     """heun: two network calls a step, for flow matching; restart: noise anew before each step, for imm; or one's own,
     package.module:function"""
@@ -100,12 +103,14 @@ def main(argv: Sequence[str]) -> int:
     asked_plan = {f.name: value for f in fields(Plan) if (value := getattr(args, f.name)) is not None}
     if args.steps is not None and len(args.steps) == 1:
         asked_plan["steps"] = args.steps[0]
-    plan = replace(sampler.plan, **asked_plan)
-    if args.budget is not None:
-        plan = _within(args, asked_plan)
-    if not draws:
-        plan = replace(plan, candidates=1)
-    found = sampler.answer(requests, plan, args.seed, _Shown(plan) if args.stream else None)
+    if args.adaptive and args.budget is None:
+        raise ValueError("--adaptive is of a --budget: give one")
+    plan = replace(sampler.plan, **asked_plan) if args.budget is None else _within(args, asked_plan)
+    if isinstance(plan, Policy):
+        found = answer_adaptively(sampler, requests, plan, args.seed)
+    else:
+        plan = plan if draws else replace(plan, candidates=1)
+        found = sampler.answer(requests, plan, args.seed, _Shown(plan) if args.stream else None)
     for answer in found.answers:
         for thought in answer.thoughts:
             print(f"thought: {thought}")
@@ -156,21 +161,33 @@ class _Shown:
         print(f"block {event.blocks} of {self.plan.blocks} after {seconds:.2f} s", flush=True)
 
 
-def _within(args: Sample, asked_plan: dict[str, object]) -> Plan:
-    """The plan that the budget buys, which is shown."""
+def _within(args: Sample, asked_plan: dict[str, object]) -> Plan | Policy:
+    """The plan, or policy, that the budget buys, which is shown."""
     if other := [name for name in asked_plan if name not in ("temperature", "top_p", "max_tokens")]:
         raise ValueError(f"--budget chooses the plan: leave out {', '.join(f'--{name}' for name in other)}")
     if args.caption is not None or args.text is not None or "image" not in args.ask:
         raise ValueError("--budget is of pictures: give --prompt or --prompts")
     budget = Budget.parse(args.budget or "")
     folder = run_folder(args.run)
-    choice = Planner.load(folder / "tradeoff" / "tradeoff.json").choose(budget)
+    path = folder / "tradeoff" / "tradeoff.json"
+    choice = Planner.load(path, adaptive=args.adaptive).choose(budget)
     plan, (value, low, high) = choice.plan, choice.expected
+    if isinstance(plan, Policy):
+        said = f"{_said(plan.first)}; where its score is below {plan.threshold:.3g}: {_said(plan.then)}"
+    else:
+        said = _said(plan)
     print(
-        f"plan: blocks {plan.blocks}, steps {plan.steps}, guidance {plan.guidance:g}; when measured "
+        f"plan: {said}; when measured "
         f"{1000 * choice.cost['seconds']:.3g} ms a picture and KID-lite0 {value:.3f} ({low:.3f} to {high:.3f})"
     )
     return plan
+
+
+def _said(plan: Plan) -> str:
+    more = [
+        f", {name} {getattr(plan, name)}" for name in ("thinking", "candidates") if getattr(plan, name) > 1
+    ]
+    return f"blocks {plan.blocks}, steps {plan.steps}, guidance {plan.guidance:g}{''.join(more)}"
 
 
 def _save(answers: Sequence[Answer], requests: Sequence[Request], out: Path, args: Sample) -> None:

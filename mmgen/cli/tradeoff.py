@@ -22,6 +22,7 @@ from rich.table import Table
 from mmgen.cli.arguments import parse
 from mmgen.config import from_mapping
 from mmgen.evaluation.intervals import Estimate
+from mmgen.evaluation.policies import policy_rows
 from mmgen.evaluation.text_surface import describes, plain, sources_of, text_surface
 from mmgen.evaluation.tradeoff import AXES, HITS, Judge, Measured, TradeoffConfig, pareto, surface
 from mmgen.files import write_text
@@ -116,8 +117,13 @@ def main(argv: Sequence[str]) -> int:
     rows = surface(judge, [store.found[plan] for plan in plans])
     floor = judge.floor()
     about = {**header, "run": str(args.run), "floor": asdict(floor), "prompts": judge.prompts[:SHOWN]}
+    policies: list[dict[str, Any]] = []
+    if config.scorer is not None:
+        figures = [name for name in FIGURES if name in rows[0]["choosing"] and name != "copies_lite0"]
+        policies = policy_rows(judge, [store.found[plan] for plan in plans], config.scorer, figures)
     ceilings = {name: asdict(estimate) for name, estimate in judge.ceilings().items()}
-    record = {**about, "ceilings": ceilings, "rows": [_plain(row) for row in rows], "text": plain(text)}
+    record = {**about, "ceilings": ceilings, "rows": [_plain(row) for row in rows]}
+    record |= {"policies": [_plain(row) for row in policies], "text": plain(text)}
     write_text(store.folder / SUMMARY, json.dumps(record, indent=1, allow_nan=False) + "\n")
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(_table(rows, judge, floor))
@@ -189,7 +195,7 @@ class Store:
             hits = {name: torch.tensor([row[name] for row in rows]) for name in HITS if name in rows[0]}
             cost = rows[0]
             scores = torch.tensor([row["score"] for row in rows]) if "score" in rows[0] else None
-            shared = {name: cost[name] for name in SHARED}
+            shared: dict[str, Any] = {name: cost[name] for name in SHARED}
             self.found[plan] = Measured(plan, features, hits, scores=scores, **shared)
 
     def add(self, measured: Measured, images: Sequence[Image.Image]) -> None:
@@ -244,8 +250,8 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     def figures(found: Mapping[str, Estimate]) -> dict[str, Any]:
         return {name: asdict(estimate) for name, estimate in found.items()}
 
-    halves = {name: figures(row[name]) for name in ("choosing", "reported")}
-    return {**row, "plan": asdict(row["plan"]), **halves}
+    plans = {"plan": asdict(row["plan"])} if "plan" in row else {}
+    return {**row, **plans, **{name: figures(row[name]) for name in ("choosing", "reported")}}
 
 
 def _table(rows: Sequence[Mapping[str, Any]], judge: Judge, floor: Estimate) -> Table:

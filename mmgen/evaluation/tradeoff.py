@@ -5,7 +5,6 @@ is chosen (the guidance of plans that are alike but for it) is chosen on one hal
 other: a plan that was lucky on the one is not on the other. Loads no run, prints nothing and writes nothing.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -25,11 +24,12 @@ from mmgen.evaluation.intervals import Estimate, proportion
 from mmgen.evaluation.memorization import MIN_HELD_OUT, QUANTILE, nearest_distances
 from mmgen.evaluation.real import SEEN, RealPicture, read_split, real_pictures, splits_of
 from mmgen.rng import keyed_numpy
+from mmgen.sampling.adaptive import Policy
 from mmgen.sampling.cost import Cost
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.request import Request
-from mmgen.sampling.sampler import MAX_BATCH, Sampler
-from mmgen.sampling.score import import_function, load_scorer
+from mmgen.sampling.sampler import Sampler
+from mmgen.sampling.score import import_function, score_pictures
 
 HITS = ("own_latent", "own_lite0", "concept_lite0", "label_lite0", "copies_lite0")
 AXES = ("blocks", "steps", "guidance", "thinking", "candidates")
@@ -102,13 +102,15 @@ class Measured:
     plan: Plan
     features: Float[Tensor, "N F"]
     hits: Mapping[str, Bool[Tensor, "N"]]
-    nfe: int
+    nfe: float
     flops: float
     seconds: float
     memory: int = 0
     scores: Float[Tensor, "N"] | None = None
     score_flops: float = 0.0
     score_seconds: float = 0.0
+    policy: Policy | None = None
+    """which drew some of the pictures by a second plan, where they are no plan's own"""
 
 
 class Judge:
@@ -133,7 +135,7 @@ class Judge:
         self.features = features[self.split][: len(self.chosen)]
         self.latents = encode([real.picture for real in self.chosen], sampler).flatten(1)
         self.training = features[SEEN]
-        self.scorer = None if config.scorer is None else load_scorer(config.scorer)
+        self.scorer = config.scorer
         self.classifier = self._classifier(pictures[SEEN])
         held_out = [name for name in there if name != SEEN] if self.split == SEEN else [self.split]
         reference = torch.cat([features[name] for name in held_out])
@@ -199,18 +201,10 @@ class Judge:
         num, cost = len(self.chosen), result.cost
         measured = Measured(plan, features, hits, cost.nfe, cost.flops / num, cost.seconds / num, cost.memory)
         if self.scorer is not None:
-            spent, started = Cost(), time.perf_counter()
-            requests = [Request((prompt,)) for prompt in self.prompts]
-            with torch.inference_mode():
-                scores = [
-                    self.scorer(
-                        sampler, requests[i : i + MAX_BATCH], result.latents[i : i + MAX_BATCH], spent
-                    )
-                    for i in range(0, num, MAX_BATCH)
-                ]
-            seconds = (time.perf_counter() - started) / num
+            spent, requests = Cost(), [Request((prompt,)) for prompt in self.prompts]
+            scores = score_pictures(sampler, self.scorer, requests, result.latents, spent)
             measured = replace(
-                measured, scores=torch.cat(scores), score_flops=spent.flops / num, score_seconds=seconds
+                measured, scores=scores, score_flops=spent.flops / num, score_seconds=spent.seconds / num
             )
         return measured, result.images
 
@@ -222,7 +216,7 @@ class Judge:
 
     def figures(self, measured: Measured, part: Int[Tensor, "H"]) -> dict[str, Estimate]:
         """KID and the share of hits on some of the prompts."""
-        key = ("tradeoff", str(measured.plan))
+        key = ("tradeoff", str(measured.policy or measured.plan))
         found = {"kid_lite0": kid(measured.features[part], self.features[part], key, paired=True)}
         return found | {name: proportion(hits[part]) for name, hits in measured.hits.items()}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmgen.config import from_mapping
+from mmgen.sampling.adaptive import Policy
 from mmgen.sampling.plan import Plan
 
 UNITS = {"s": ("seconds", 1.0), "ms": ("seconds", 1e-3), "nfe": ("nfe", 1.0),
@@ -58,15 +59,16 @@ class Budget:
 
 @dataclass(frozen=True)
 class Choice:
-    """A plan, what is expected of it (value, and the ends of its 95 % interval), and what a picture costs."""
+    """A plan or policy, what is expected of it (value, and the ends of its 95 % interval), and what a picture costs; of
+    a policy that is a mean over prompts."""
 
-    plan: Plan
+    plan: Plan | Policy
     expected: tuple[float, float, float]
     cost: Mapping[str, float]
 
 
 class Planner:
-    """Chooses among measured plans by one figure of `mmgen tradeoff`: KID, or a share of hits."""
+    """Chooses among measured plans, and policies, by one figure of `mmgen tradeoff`: KID, or a share of hits."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], figure: str = "kid_lite0") -> None:
         if not rows or figure not in rows[0]["choosing"]:
@@ -76,13 +78,20 @@ class Planner:
         self.figure = figure
 
     @classmethod
-    def load(cls, path: Path, figure: str = "kid_lite0") -> "Planner":
-        """From the `tradeoff.json` that `mmgen tradeoff` writes. Raises ValueError where there is none."""
+    def load(cls, path: Path, figure: str = "kid_lite0", adaptive: bool = False) -> "Planner":
+        """From the `tradeoff.json` that `mmgen tradeoff` writes; `adaptive`: policies too, which draw a picture again
+        where its score is low. Raises ValueError where there is none."""
         if not path.is_file():
             raise ValueError(
                 f"{path} is missing: `mmgen tradeoff RUN` measures the plans that a budget chooses among"
             )
-        return cls(json.loads(path.read_text(encoding="utf-8"))["rows"], figure)
+        record = json.loads(path.read_text(encoding="utf-8"))
+        policies = record.get("policies", [])
+        if adaptive and not policies:
+            raise ValueError(
+                f"{path} has no policies: they need a scorer (`mmgen tradeoff --scorer likelihood`)"
+            )
+        return cls([*record["rows"], *policies] if adaptive else record["rows"], figure)
 
     def choose(self, budget: Budget) -> Choice:
         """The best plan that costs no more. Raises ValueError where the cheapest costs more."""
@@ -96,7 +105,8 @@ class Planner:
         best = min(within, key=lambda row: (self._loss(row), row[currency]))
         found = best["reported"][self.figure]
         cost = {name: best[name] for name in ("nfe", "flops", "seconds")}
-        return Choice(from_mapping(best["plan"], Plan), (found["value"], found["low"], found["high"]), cost)
+        plan = from_mapping(best["policy"], Policy) if "policy" in best else from_mapping(best["plan"], Plan)
+        return Choice(plan, (found["value"], found["low"], found["high"]), cost)
 
     def _loss(self, row: Mapping[str, Any]) -> float:
         value = row["choosing"][self.figure]["value"]

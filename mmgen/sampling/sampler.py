@@ -22,10 +22,8 @@ from mmgen.sampling.cost import Cost
 from mmgen.sampling.documents import Documents
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.request import Answer, Answers, Listener, Part, Request
-from mmgen.sampling.score import load_scorer
+from mmgen.sampling.score import MAX_BATCH, score_pictures
 from mmgen.tokenization.latents import tensor_to_picture
-
-MAX_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,11 @@ class Sampler:
         self,
         requests: Sequence[Request],
         plan: Plan | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         listen: Listener | None = None,
         on_batch: Callable[[int], None] | None = None,
     ) -> Answers:
-        """Answers to requests of any kinds; request i draws from seed + i.
+        """Answers to requests of any kinds; request i draws from seed + i, or from seed[i].
 
         Those that ask for the same kinds of parts, of one size, are batched. `listen` hears of tokens and blocks as
         they are made, `on_batch` how many requests are done. Raises ValueError where the model cannot do what is asked:
@@ -89,6 +87,7 @@ class Sampler:
         plan = plan or self.plan
         for request in requests:
             self._check(request, plan)
+        seeds = [seed + i for i in range(len(requests))] if isinstance(seed, int) else list(seed)
         found: dict[int, Answer] = {}
         total = Cost()
 
@@ -102,7 +101,7 @@ class Sampler:
             most = max(1, MAX_BATCH // plan.candidates)
             for indices in _chunks(list(members), most):
                 started = time.perf_counter()
-                rows = [Row(requests[i], i, seed + i, c) for i in indices for c in range(plan.candidates)]
+                rows = [Row(requests[i], i, seeds[i], c) for i in indices for c in range(plan.candidates)]
                 batch = Batch(self.model, self.objective, self.documents, rows, grid, plan, listen)
                 chosen = self._choose(batch.run(), rows, plan, batch.cost)
                 found |= zip(indices, self._decode(chosen), strict=True)
@@ -191,7 +190,7 @@ class Sampler:
         if num == 1:
             return [(own, None) for own in made]
         last = [next(part for part in reversed(own.parts) if not isinstance(part, str)) for own in made]
-        scores = load_scorer(plan.scorer)(self, [row.request for row in rows], torch.stack(last), cost)
+        scores = score_pictures(self, plan.scorer, [row.request for row in rows], torch.stack(last), cost)
         best = scores.view(-1, num).argmax(1) + num * torch.arange(len(made) // num)
         return [(made[i], scores[i].item()) for i in best.tolist()]
 

@@ -15,6 +15,7 @@ from mmgen.modalities import bands
 from mmgen.model.joint import JointConfig, JointKind
 from mmgen.objectives import IMM, FlowMatching, FlowMatchingConfig, IMMConfig, Objective
 from mmgen.rng import keyed_numpy, keyed_torch
+from mmgen.sampling.adaptive import Policy, answer_adaptively
 from mmgen.sampling.cost import Cost
 from mmgen.sampling.loops import guided, pushforward
 from mmgen.sampling.plan import Plan
@@ -313,3 +314,33 @@ def test_requests_that_make_no_sense_are_refused():
         Request((1,))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="17x16 pixels: both must be multiples of 4"):
         sampler().answer([Request((PIL.Image.new("RGB", (16, 17)),), ("text",))])
+
+
+def test_a_policy_draws_again_what_its_scorer_dislikes():
+    draws = sampler()
+    requests = [Request((text,)) for text in ("red", "a large blue", "green", "the white square")]
+    first, then = Plan(steps=1), Plan(steps=3, guidance=2.0)
+    scorer = f"{__name__}:brightest"
+
+    def scored(plan: Plan) -> tuple[list[Tensor], list[float]]:
+        latents = [answer.latents[0] for answer in draws.answer(requests, plan, seed=4).answers]
+        return latents, [each.mean().item() for each in latents]
+
+    (few, low), (many, high) = scored(first), scored(then)
+    threshold = sorted(low)[1] + 1e-9  # two of four are drawn again
+    found = answer_adaptively(draws, requests, Policy(first, then, threshold, scorer), seed=4)
+    again = [score < threshold for score in low]
+    assert sum(again) == 2
+    for i, answer in enumerate(found.answers):
+        expected = many[i] if again[i] and high[i] > low[i] else few[i]
+        torch.testing.assert_close(answer.latents[0], expected, rtol=0, atol=1e-6)
+        assert answer.score == pytest.approx(expected.mean().item(), abs=1e-6)
+    alone = [draws.answer(requests, plan, seed=4).cost for plan in (first, then)]
+    assert found.cost.nfe == 1 + 6
+    # rows are padded to the longest of their batch
+    both = alone[0].refine_flops + alone[1].refine_flops / 2
+    assert found.cost.refine_flops == pytest.approx(both, rel=0.05)
+    none = answer_adaptively(draws, requests, Policy(first, then, min(low), scorer), seed=4)
+    assert none.cost.nfe == 1
+    with pytest.raises(ValueError, match="goes by scores of pictures, and a request asks for none"):
+        answer_adaptively(draws, [Request(("red",), ("text",))], Policy(first, then, 0.0))
