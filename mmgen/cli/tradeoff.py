@@ -21,7 +21,16 @@ from rich.table import Table
 from mmgen.cli.arguments import parse
 from mmgen.config import from_mapping
 from mmgen.evaluation.intervals import Estimate
-from mmgen.evaluation.tradeoff import AXES, HITS, Judge, Measured, TradeoffConfig, pareto, surface
+from mmgen.evaluation.tradeoff import (
+    AXES,
+    FIGURES,
+    HITS,
+    Judge,
+    Measured,
+    TradeoffConfig,
+    pareto,
+    surface,
+)
 from mmgen.files import write_text
 from mmgen.sampling.plan import Plan
 from mmgen.training.run import find_checkpoint, load, load_run_config, run_folder
@@ -29,13 +38,6 @@ from mmgen.training.run import find_checkpoint, load, load_run_config, run_folde
 SAMPLES = "tradeoff.jsonl"
 SUMMARY = "tradeoff.json"
 SHOWN = 24  # prompts whose pictures are kept
-FIGURES = {
-    "kid_lite0": "KID-lite0",
-    "own_latent": "own nearest, latents",
-    "own_lite0": "own nearest, lite0",
-    "concept_lite0": "concept nearest",
-    "copies_lite0": "copies",
-}
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,13 @@ class Store:
         os.replace(beside, path)
 
 
+def plan_digest(plan: Mapping[str, Any]) -> str:
+    """What the names of a plan's files end in, given its fields (as they are, or from JSON)."""
+    return hashlib.blake2b(json.dumps(dict(plan)).encode(), digest_size=4).hexdigest()
+
+
 def _name(plan: Plan) -> str:
-    digest = hashlib.blake2b(json.dumps(asdict(plan)).encode(), digest_size=4).hexdigest()
+    digest = plan_digest(asdict(plan))
     return f"blocks{plan.blocks}-steps{plan.steps}-guidance{plan.guidance:g}-{digest}"
 
 

@@ -29,6 +29,14 @@ from mmgen.sampling.sampler import Sampler
 
 HITS = ("own_latent", "own_lite0", "concept_lite0", "copies_lite0")
 AXES = ("blocks", "steps", "guidance")
+# what people are shown of a figure
+FIGURES = {
+    "kid_lite0": "KID-lite0",
+    "own_latent": "own nearest, latents",
+    "own_lite0": "own nearest, lite0",
+    "concept_lite0": "concept nearest",
+    "copies_lite0": "copies",
+}
 
 
 @dataclass(frozen=True)
@@ -145,9 +153,7 @@ class Judge:
 
     def halves(self) -> tuple[Int[Tensor, "H"], Int[Tensor, "H"]]:
         """Prompts on which plans are chosen, and prompts on which they are reported."""
-        order = torch.from_numpy(keyed_numpy("tradeoff", "halves").permutation(len(self.chosen)))
-        middle = len(order) // 2
-        return order[:middle], order[middle:]
+        return halves(len(self.chosen))
 
     def figures(self, measured: Measured, part: Int[Tensor, "H"]) -> dict[str, Estimate]:
         """KID and the share of hits on some of the prompts."""
@@ -159,6 +165,12 @@ class Judge:
     def floor(self) -> Estimate:
         """KID of two halves of the real pictures."""
         return real_floor(kid_value, self.features, ("tradeoff",))
+
+
+def halves(num: int) -> tuple[Int[Tensor, "H"], Int[Tensor, "H"]]:
+    """Of `num` prompts those on which plans are chosen, and those on which they are reported."""
+    order = torch.from_numpy(keyed_numpy("tradeoff", "halves").permutation(num))
+    return order[: num // 2], order[num // 2 :]
 
 
 def surface(judge: Judge, measured: Sequence[Measured]) -> list[dict[str, Any]]:
