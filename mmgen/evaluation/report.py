@@ -19,10 +19,10 @@ from PIL import Image
 from mmgen import __version__
 from mmgen.evaluation.frontier import CURRENCIES, Row, Surface, better, plan_fields
 from mmgen.evaluation.tradeoff import FIGURES
-from mmgen.evaluation.verdicts import is_share, label, plan_text, show, value_text, verdicts
+from mmgen.evaluation.verdicts import is_share, label, plan_text, show, show_range, value_text, verdicts
 
-TEMPLATE = Path(__file__).with_name("report.html")
-PARTS = {"style": "report.css", "plot": "report_plot.js", "script": "report.js"}
+PAGE = Path(__file__).with_name("page")
+SCRIPTS = ("plot.js", "elements.js", "pictures.js", "tables.js", "page.js")  # the last one starts
 ABOUT = {
     "kid_lite0": "Distance of the drawn pictures to the real ones, in features of EfficientNet-Lite0; lower is better.",
     "own_latent": "Share of pictures whose nearest real picture, in latents, is their prompt's own; higher is better.",
@@ -76,8 +76,9 @@ def report(measurements: Sequence[Measurement]) -> str:
         "comparable": not warnings,
     }
     names = ", ".join(each.name for each in measurements)
-    here = TEMPLATE.parent
-    parts = {name: (here / file).read_text(encoding="utf-8") for name, file in PARTS.items()} | {
+    parts = {
+        "style": _file("page.css"),
+        "script": "\n".join(map(_file, SCRIPTS)),
         "title": html.escape(f"What compute buys: {names}"),
         "names": html.escape(names),
         "version": html.escape(__version__),
@@ -88,7 +89,11 @@ def report(measurements: Sequence[Measurement]) -> str:
         "text": _texts(measurements),
     }
     # in one pass, so that braces in what is put in mean nothing
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("page.html"))
+
+
+def _file(name: str) -> str:
+    return (PAGE / name).read_text(encoding="utf-8")
 
 
 def incomparable(measurements: Sequence[Measurement]) -> list[str]:
@@ -264,8 +269,7 @@ def _cell(figure: str, estimate: Row | None) -> str | tuple[str, str]:
     """A value, and its interval, which stands below it."""
     if estimate is None:
         return "–"
-    value, low, high = (show(figure, estimate[name]) for name in ("value", "low", "high"))
-    return value, f"({low.removesuffix(' %')} to {high.removesuffix(' %')})"
+    return show(figure, estimate["value"]), show_range(figure, estimate["low"], estimate["high"])
 
 
 def _table(caption: str, names: Sequence[str], rows: Sequence[Sequence[str | tuple[str, str]]]) -> str:

@@ -37,6 +37,12 @@ def show(figure: str, value: float, signed: bool = False) -> str:
     return text.replace("-", "−")
 
 
+def show_range(figure: str, low: float, high: float, signed: bool = False) -> str:
+    """The ends of an interval, without the unit."""
+    ends = (show(figure, end, signed).removesuffix(" points").removesuffix(" %") for end in (low, high))
+    return f"({' to '.join(ends)})"
+
+
 def value_text(value: Any) -> str:
     """A value of an axis: numbers without trailing zeros, one number a block as a sum."""
     if isinstance(value, tuple):
@@ -82,8 +88,8 @@ def _verdict(surface: Surface, axis: str, cost: str, figure: str) -> Verdict | N
     sentences = [_counted(surface, axis, figure, gains), _best_looking(surface, axis, cost, figure, gains)]
     if equal:
         sentences.append(
-            f"Where the same {WORDS[cost]} bought one plan along {axis} alone and another along the best other axis, "
-            f"{axis} did better in {equal['better']} of {_many(equal.total(), 'case')} and worse in {equal['worse']}."
+            f"At equal {WORDS[cost]}, where {axis} alone and the best other axis alone bought different plans, {axis} "
+            f"did better in {equal['better']} of {_many(equal.total(), 'case')} and worse in {equal['worse']}."
         )
     return Verdict(axis, kind, title, " ".join(sentences))
 
@@ -115,8 +121,8 @@ def _best_looking(surface: Surface, axis: str, cost: str, figure: str, gains: Se
     low, high = sorted((gain.low, gain.high))
     return (
         f"What looked best on the choosing half, {_move(surface, axis, gain)}{at}, changed it on the reported half by "
-        f"{show(figure, gain.change, signed=True)} ({show(figure, low, signed=True)} to "
-        f"{show(figure, high, signed=True)}), for {rows[1][cost] / rows[0][cost]:.3g} times the {WORDS[cost]}."
+        f"{show(figure, gain.change, signed=True)} {show_range(figure, low, high, signed=True)}, for "
+        f"{rows[1][cost] / rows[0][cost]:.3g} times the {WORDS[cost]}."
     )
 
 

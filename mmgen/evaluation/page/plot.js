@@ -36,7 +36,14 @@ function logTicks(low, high, toPixel, powersOfTwo) {
     return ticks;
   }
   let ticks = [];
-  for (const digits of [[1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9], [1, 1.5, 2, 3, 4, 5, 7], [1, 1.5, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]) {
+  for (const digits of [
+    [1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9],
+    [1, 1.5, 2, 3, 4, 5, 7],
+    [1, 1.5, 2, 3, 5, 7],
+    [1, 2, 5],
+    [1, 3],
+    [1],
+  ]) {
     ticks = [];
     for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++)
       ticks.push(...digits.map((digit) => digit * 10 ** p).filter((v) => v >= low && v <= high));
@@ -47,11 +54,15 @@ function logTicks(low, high, toPixel, powersOfTwo) {
 
 // Pixels by which points that would lie on one another are moved, so that each interval is seen.
 function sideBySide(points) {
-  const gap = 7, shifts = new Map();
+  const gap = 7,
+    shifts = new Map();
   let cluster = [];
   const place = () => cluster.forEach((p, i) => shifts.set(p, (i - (cluster.length - 1) / 2) * gap));
   for (const p of [...points].sort((a, b) => a.x - b.x)) {
-    if (cluster.length && p.x - cluster.at(-1).x >= gap) { place(); cluster = []; }
+    if (cluster.length && p.x - cluster.at(-1).x >= gap) {
+      place();
+      cluster = [];
+    }
     cluster.push(p);
   }
   place();
@@ -82,28 +93,52 @@ function bentTicks(low, high, threshold, toPixel) {
 // series: [{color, dash, mark, points: [{key, x, y: [value, low, high]}]}]; plans: [{key, label, x, y, current}];
 // floors: [{value, low, high, label}]. on: {pick(key), look(key or null)}.
 function drawPlot(box, {series, plans, floors, xLabel, yLabel, xText, yText, threshold, powersOfTwo, on}) {
-  const width = Math.max(280, box.clientWidth), height = width < 560 ? 330 : 420;
+  const width = Math.max(280, box.clientWidth),
+    height = width < 560 ? 330 : 420;
   const yNames = yLabel.length > 50 && width < 560 ? yLabel.slice(0, 48) + "…" : yLabel;
   const edge = {left: 56, right: 14, top: 30, bottom: 48};
-  const focused = document.activeElement && box.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+  const focused =
+    document.activeElement && box.contains(document.activeElement) ? document.activeElement.dataset.key : null;
   box.replaceChildren();
-  const svg = draw("svg", {width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `${yLabel} against ${xLabel}`}, box);
+  if (!plans.length) return box.append("Nothing is chosen to be drawn.");
+  const svg = draw(
+    "svg",
+    {width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `${yLabel} against ${xLabel}`},
+    box,
+  );
 
   const xs = plans.map((p) => p.x);
-  const lows = [], highs = [];
-  for (const [value, low, high] of [...plans.map((p) => [p.y, p.y, p.y]), ...series.flatMap((s) => s.points.map((p) => p.y)), ...floors.map((f) => [f.value, f.low, f.high])]) {
+  const lows = [],
+    highs = [];
+  for (const [value, low, high] of [
+    ...plans.map((p) => [p.y, p.y, p.y]),
+    ...series.flatMap((s) => s.points.map((p) => p.y)),
+    ...floors.map((f) => [f.value, f.low, f.high]),
+  ]) {
     lows.push(bend(Math.min(value, low), threshold));
     highs.push(bend(Math.max(value, high), threshold));
   }
-  const x0 = Math.log(Math.min(...xs)), x1 = Math.log(Math.max(...xs)), xSpan = x1 - x0 || 1;
+  const x0 = Math.log(Math.min(...xs)),
+    x1 = Math.log(Math.max(...xs)),
+    xSpan = x1 - x0 || 1;
   const inset = 26;
-  const toX = (v) => edge.left + inset + (xs.length && x1 > x0 ? (Math.log(v) - x0) / xSpan : 0.5) * (width - edge.left - edge.right - 2 * inset);
-  let y0 = Math.min(...lows), y1 = Math.max(...highs);
+  const toX = (v) =>
+    edge.left +
+    inset +
+    (xs.length && x1 > x0 ? (Math.log(v) - x0) / xSpan : 0.5) * (width - edge.left - edge.right - 2 * inset);
+  let y0 = Math.min(...lows),
+    y1 = Math.max(...highs);
   const pad = (y1 - y0 || 0.1) * 0.05;
-  y0 -= pad * (floors.length ? 1.6 : 1); y1 += pad; // room for the floor's name
-  const toY = (v) => height - edge.bottom - ((bend(v, threshold) - y0) / (y1 - y0)) * (height - edge.top - edge.bottom);
-  const unbend = (u) => (threshold === null || Math.abs(u) <= 1 ? u * (threshold ?? 1) : Math.sign(u) * threshold * 10 ** (Math.abs(u) - 1));
-  const right = width - edge.right, bottom = height - edge.bottom;
+  y0 -= pad * (floors.length ? 1.6 : 1);
+  y1 += pad; // room for the floor's name
+  const toY = (v) =>
+    height - edge.bottom - ((bend(v, threshold) - y0) / (y1 - y0)) * (height - edge.top - edge.bottom);
+  const unbend = (u) =>
+    threshold === null || Math.abs(u) <= 1
+      ? u * (threshold ?? 1)
+      : Math.sign(u) * threshold * 10 ** (Math.abs(u) - 1);
+  const right = width - edge.right,
+    bottom = height - edge.bottom;
 
   const yTicks = threshold === null ? linearTicks(y0, y1, 6) : bentTicks(unbend(y0), unbend(y1), threshold, toY);
   for (const v of yTicks) {
@@ -116,7 +151,11 @@ function drawPlot(box, {series, plans, floors, xLabel, yLabel, xText, yText, thr
   }
   for (const floor of floors) {
     const top = toY(floor.high);
-    draw("rect", {class: "floor", x: edge.left, width: right - edge.left, y: top, height: Math.max(1, toY(floor.low) - top)}, svg);
+    draw(
+      "rect",
+      {class: "floor", x: edge.left, width: right - edge.left, y: top, height: Math.max(1, toY(floor.low) - top)},
+      svg,
+    );
     draw("line", {class: "floor-line", x1: edge.left, x2: right, y1: toY(floor.value), y2: toY(floor.value)}, svg);
     const place = floors.length > 1 ? top - 4 : toY(floor.low) + 14;
     draw("text", {class: "floor-name", x: right - 4, y: place, "text-anchor": "end"}, svg, floor.label);
@@ -130,19 +169,43 @@ function drawPlot(box, {series, plans, floors, xLabel, yLabel, xText, yText, thr
   series.forEach((each, place) => {
     const at = lying[place].map((p) => ({...p, x: p.x + shifts.get(p)}));
     const lines = draw("g", {class: "series", style: `stroke: var(${each.color}); fill: none`}, svg);
-    draw("path", {d: at.map((p, i) => `${i ? "L" : "M"}${p.x},${p.y[0]}`).join(""), "stroke-width": 1.75, "stroke-dasharray": each.dash}, lines);
+    const joined = at.map((p, i) => `${i ? "L" : "M"}${p.x},${p.y[0]}`).join("");
+    if (each.dash !== null) draw("path", {d: joined, "stroke-width": 1.75, "stroke-dasharray": each.dash}, lines);
     for (const p of at) {
-      draw("path", {d: `M${p.x},${p.y[1]}V${p.y[2]}M${p.x - 3},${p.y[1]}h6M${p.x - 3},${p.y[2]}h6`, "stroke-width": 1.25}, lines);
-      draw("path", {d: each.mark, transform: `translate(${p.x},${p.y[0]})`, style: `fill: var(${each.color}); stroke: var(--page)`}, lines);
+      draw(
+        "path",
+        {d: `M${p.x},${p.y[1]}V${p.y[2]}M${p.x - 3},${p.y[1]}h6M${p.x - 3},${p.y[2]}h6`, "stroke-width": 1.25},
+        lines,
+      );
+      draw(
+        "path",
+        {
+          d: each.mark,
+          transform: `translate(${p.x},${p.y[0]})`,
+          style: `fill: var(${each.color}); stroke: var(--page)`,
+        },
+        lines,
+      );
     }
   });
 
   const marked = new Set(series.flatMap((each) => each.points.map((p) => p.key)));
   const order = [...plans].sort((a, b) => a.x - b.x || a.y - b.y);
   const nodes = order.map((plan) => {
-    const g = draw("g", {class: marked.has(plan.key) ? "plan marked" : "plan", role: "button", tabindex: plan.current ? 0 : -1, "aria-label": plan.label, "data-key": plan.key, transform: `translate(${toX(plan.x)},${toY(plan.y)})`}, svg);
+    const g = draw(
+      "g",
+      {
+        class: marked.has(plan.key) ? "plan marked" : "plan",
+        role: "button",
+        tabindex: plan.current ? 0 : -1,
+        "aria-label": plan.label,
+        "data-key": plan.key,
+        transform: `translate(${toX(plan.x)},${toY(plan.y)})`,
+      },
+      svg,
+    );
     draw("circle", {class: "hit", r: 11}, g);
-    draw("circle", {class: "ring", r: 3.5}, g);
+    draw("circle", {class: "ring", r: 3.5, style: `--own: var(${plan.color})`}, g);
     if (plan.current) draw("circle", {class: "current", r: 9}, g);
     g.addEventListener("click", () => on.pick(plan.key));
     g.addEventListener("mouseenter", () => on.look(plan.key));
@@ -164,7 +227,8 @@ function drawPlot(box, {series, plans, floors, xLabel, yLabel, xText, yText, thr
 
 // A difference with its interval on a line with a mark at 0.
 function drawInterval(change, low, high, reach, threshold, kind) {
-  const width = 150, height = 18;
+  const width = 150,
+    height = 18;
   const to = (v) => width / 2 + (bend(v, threshold) / bend(reach, threshold)) * (width / 2 - 6);
   const svg = draw("svg", {width, height, "aria-hidden": "true", class: kind});
   draw("line", {x1: width / 2, x2: width / 2, y1: 0, y2: height, stroke: "var(--rule)"}, svg);
