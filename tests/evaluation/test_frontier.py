@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -97,7 +98,7 @@ def test_a_ladder_of_budgets_pays_for_the_cheapest_and_the_dearest() -> None:
         assert first == {"blocks": 0, "steps": 0, JOINTLY: 0} and last["steps"] == last[JOINTLY] == 2
         for budget, best in rungs:
             assert all(surface.rows[i][cost] <= budget for i in best.values() if i is not None)
-        assert all(one[1] != other[1] for one, other in zip(rungs, rungs[1:], strict=False))
+        assert all(one[1] != other[1] for one, other in pairwise(rungs))
 
 
 def test_pairs_are_a_value_and_its_double_all_else_equal() -> None:
