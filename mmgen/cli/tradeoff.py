@@ -24,7 +24,16 @@ from mmgen.config import from_mapping
 from mmgen.evaluation.intervals import Estimate
 from mmgen.evaluation.policies import policy_rows
 from mmgen.evaluation.text_surface import describes, plain, sources_of, text_surface
-from mmgen.evaluation.tradeoff import AXES, HITS, Judge, Measured, TradeoffConfig, pareto, surface
+from mmgen.evaluation.tradeoff import (
+    AXES,
+    FIGURES,
+    HITS,
+    Judge,
+    Measured,
+    TradeoffConfig,
+    pareto,
+    surface,
+)
 from mmgen.files import write_text
 from mmgen.modalities import bands
 from mmgen.sampling.plan import Plan
@@ -34,14 +43,6 @@ SAMPLES = "tradeoff.jsonl"
 SUMMARY = "tradeoff.json"
 SHOWN = 24  # prompts whose pictures are kept
 SHARED = ("nfe", "flops", "seconds", "memory", "score_flops", "score_seconds")  # by all pictures of a plan
-FIGURES = {
-    "kid_lite0": "KID-lite0",
-    "own_latent": "own nearest, latents",
-    "own_lite0": "own nearest, lite0",
-    "concept_lite0": "concept nearest",
-    "label_lite0": "label",
-    "copies_lite0": "copies",
-}
 
 
 @dataclass(frozen=True)
@@ -232,8 +233,13 @@ class Store:
         os.replace(beside, path)
 
 
+def plan_digest(plan: Mapping[str, Any]) -> str:
+    """What the names of a plan's files end in, given its fields (as they are, or from JSON)."""
+    return hashlib.blake2b(json.dumps(dict(plan)).encode(), digest_size=4).hexdigest()
+
+
 def _name(plan: Plan) -> str:
-    digest = hashlib.blake2b(json.dumps(asdict(plan)).encode(), digest_size=4).hexdigest()
+    digest = plan_digest(asdict(plan))
     return f"blocks{plan.blocks}-steps{plan.steps}-guidance{plan.guidance:g}-{digest}"
 
 

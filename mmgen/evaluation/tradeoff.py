@@ -36,6 +36,15 @@ AXES = ("blocks", "steps", "guidance", "thinking", "candidates")
 MAX_LABELS = 100
 PICTURES_PER_LABEL = 20  # of training at least, for a classifier
 CLASSIFIER_PICTURES = 10_000
+# what people are shown of a figure
+FIGURES = {
+    "kid_lite0": "KID-lite0",
+    "own_latent": "own nearest, latents",
+    "own_lite0": "own nearest, lite0",
+    "concept_lite0": "concept nearest",
+    "label_lite0": "label",
+    "copies_lite0": "copies",
+}
 
 
 @dataclass(frozen=True)
@@ -210,9 +219,7 @@ class Judge:
 
     def halves(self) -> tuple[Int[Tensor, "H"], Int[Tensor, "H"]]:
         """Prompts on which plans are chosen, and prompts on which they are reported."""
-        order = torch.from_numpy(keyed_numpy("tradeoff", "halves").permutation(len(self.chosen)))
-        middle = len(order) // 2
-        return order[:middle], order[middle:]
+        return halves(len(self.chosen))
 
     def figures(self, measured: Measured, part: Int[Tensor, "H"]) -> dict[str, Estimate]:
         """KID and the share of hits on some of the prompts."""
@@ -227,6 +234,12 @@ class Judge:
     def ceilings(self) -> dict[str, Estimate]:
         """What the real pictures score where not all of them hit."""
         return {} if self.classifier is None else {"label_lite0": proportion(self.labels(self.features))}
+
+
+def halves(num: int) -> tuple[Int[Tensor, "H"], Int[Tensor, "H"]]:
+    """Of `num` prompts those on which plans are chosen, and those on which they are reported."""
+    order = torch.from_numpy(keyed_numpy("tradeoff", "halves").permutation(num))
+    return order[: num // 2], order[num // 2 :]
 
 
 def surface(judge: Judge, measured: Sequence[Measured]) -> list[dict[str, Any]]:

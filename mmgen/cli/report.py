@@ -1,0 +1,95 @@
+"""`mmgen report RUN [RUN ...]`: one page of what `mmgen tradeoff` measured, that opens without a network."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mmgen.cli.arguments import parse
+from mmgen.cli.tradeoff import SAMPLES, SUMMARY, plan_digest
+from mmgen.evaluation.report import Measurement, report
+from mmgen.evaluation.tradeoff import HITS, halves
+from mmgen.files import write_text
+
+
+@dataclass(frozen=True)
+class Report:
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """folders of runs, or folders that `mmgen tradeoff --out` wrote"""
+    out: Path = Path("report.html")
+    """the page"""
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse(Report, argv, "mmgen report")
+    if not args.runs:
+        raise ValueError("which run? mmgen report RUN [RUN ...] (see mmgen report --help)")
+    folders = [measured_folder(run) for run in args.runs]
+    if len(set(folders)) < len(folders):
+        raise ValueError(f"a run is named twice: {' '.join(map(str, args.runs))}")
+    made = [measurement(folder, name) for folder, name in zip(folders, names(args.runs), strict=True)]
+    page = report(made)
+    write_text(args.out, page)
+    plans = sum(len(each.record["rows"]) for each in made)
+    print(f"{args.out}: {plans} plans of {', '.join(each.name for each in made)}, {len(page) / 1e6:.1f} MB")
+    return 0
+
+
+def measured_folder(run: Path) -> Path:
+    """The folder that has a run's tradeoff.json. Raises ValueError where there is none."""
+    for folder in (run / "tradeoff", run):
+        if (folder / SUMMARY).is_file():
+            return folder.resolve()
+    raise ValueError(f"{run} has no {SUMMARY}: `mmgen tradeoff {run}` measures first what a report shows")
+
+
+def names(runs: Sequence[Path]) -> list[str]:
+    """The last parts of the folders' paths, as many as tell them apart."""
+    parts = [[part for part in run.resolve().parts if part != "tradeoff"] for run in runs]
+    for length in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(each[-length:]) for each in parts]
+        if len(set(found)) == len(found):
+            return found
+    return list(map(str, runs))
+
+
+def measurement(folder: Path, name: str) -> Measurement:
+    """What a folder holds. Raises ValueError where its tradeoff.json is none."""
+    path = folder / SUMMARY
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        rows = {plan_digest(row["plan"]): index for index, row in enumerate(record["rows"])}
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{path} is not what `mmgen tradeoff` writes") from None
+    pictures = {
+        rows[digest]: strip.read_bytes()
+        for strip in sorted((folder / "pictures").glob("*.png"))
+        if (digest := strip.stem.rsplit("-", 1)[-1]) in rows
+    }
+    return Measurement(name, record, pictures, _hits(folder / SAMPLES, rows, record.get("num")))
+
+
+def _hits(path: Path, rows: Mapping[str, int], num: int | None) -> dict[tuple[int, str], list[bool]]:
+    """(row, figure) -> of every picture of the reported half, whether it is a hit; nothing where no line was kept."""
+    if not path.is_file():
+        return {}
+    by_plan: dict[int, list[dict[str, Any]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+        try:
+            sample = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # cut in the middle
+        index = rows.get(plan_digest(sample["plan"]))
+        if index is not None:
+            by_plan.setdefault(index, []).append(sample)
+    found = {}
+    whole = {index: samples for index, samples in by_plan.items() if len(samples) == num}
+    for index, samples in whole.items():
+        reported = halves(len(samples))[1].tolist()
+        for figure in HITS:
+            if figure in samples[0]:
+                found[index, figure] = [samples[i][figure] for i in reported]
+    return found
