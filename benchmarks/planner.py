@@ -2,9 +2,9 @@
 
 Reads what `mmgen tradeoff RUN` kept (run that first, over several axes) and draws nothing. Prompts are split into
 halves at random many times; plans are chosen on the one and judged on the other, over a ladder of budgets in each
-currency. `fixed` is the one plan that is best over all budgets, `planner` the best plan of each, `adaptive` the best plan
-or policy (a picture is drawn again, by a dearer plan, where the model's own score of it is low). Regret is in the figure's
-units, over the oracle, which knows the judged half; the interval holds 95 % of the splits.
+currency. `fixed` is the one plan that is best over all budgets, `planner` the best plan of each, `adaptive` the best
+plan or policy (a picture is drawn again, by a dearer plan, where the model's own score of it is low). Regret is in
+the figure's units, over the oracle, which knows the judged half; the interval holds 95 % of the splits.
 """
 
 import json
