@@ -5,6 +5,9 @@ from typing import Literal
 
 Solver = Literal["euler", "heun", "restart"]
 
+MAX_BATCH = 64
+"""requests that are drawn together at most"""
+
 
 @dataclass(frozen=True)
 class Plan:

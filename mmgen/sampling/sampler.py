@@ -18,15 +18,14 @@ from mmgen.model.model import Model
 from mmgen.objectives import Objective
 from mmgen.rng import keyed_numpy, keyed_torch
 from mmgen.sampling.cost import Cost, context_flops, head_flops, state_flops
-from mmgen.sampling.loops import Output, guided, heun, pushforward, restart, shifted, tempered, uniform_grid
-from mmgen.sampling.plan import Plan
+from mmgen.sampling.loops import Output, guided, heun, plan_times, pushforward, restart, tempered
+from mmgen.sampling.plan import MAX_BATCH, Plan
 from mmgen.sampling.session import Session
 from mmgen.sampling.text import TextDecoder
 from mmgen.sampling.verify import speculate
 from mmgen.sequence import Span
 from mmgen.tokenization.latents import picture_to_tensor, tensor_to_picture
 
-MAX_BATCH = 64
 T = TypeVar("T")
 
 
@@ -207,7 +206,6 @@ class Sampler:
         draws = [keyed_numpy(seed, "commit") for seed in seeds]
         # the state stays in float64 over a network that is not, as IMM's own sampler keeps it
         x = noise.to(self._device, torch.float64) * image.sigma_data
-        t_min, t_max = path.time_range
         nfe = 0
         for number, (band, steps) in enumerate(zip(parts, plan.block_steps, strict=True)):
             noisy = [[image.noisy_band(*grid, start, band) for start in own] for own in starts]
@@ -215,7 +213,7 @@ class Sampler:
                 _Counted(session.output(spans, self.objective.told_target))
                 for session, spans in zip(contexts, noisy, strict=True)
             ]
-            times = [t_min + (t_max - t_min) * t for t in shifted(uniform_grid(steps), plan.shift)]
+            times = plan_times(steps, plan.shift, path.time_range)
             output = guided(outputs[0], outputs[-1], plan.guidance, plan.guidance_range)
             state = x[:, band]
             if plan.solver == "restart":
@@ -233,7 +231,8 @@ class Sampler:
             for session, counted in zip(contexts, outputs, strict=True):
                 keys = session.cache.length + tokens
                 rows = len(prompts)
-                flops = state_flops(self.model.config, rows, rows * tokens, keys, image.channels)
+                config, channels = self.model.config, self._context_channels
+                flops = state_flops(config, rows, rows * tokens, keys, image.channels, channels)
                 cost.refine_flops += counted.calls * flops
                 nfe += counted.calls
             if number + 1 < len(parts):
