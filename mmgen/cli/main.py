@@ -17,6 +17,7 @@ COMMANDS = {
     "sample": ("mmgen.cli.sample", "draw pictures for prompts, or describe pictures"),
     "evaluate": ("mmgen.cli.evaluate", "measure what a run draws and writes"),
     "tradeoff": ("mmgen.cli.tradeoff", "measure what each unit of inference compute buys"),
+    "cost": ("mmgen.cli.cost", "say what plans will cost, before anything is drawn"),
     "export": ("mmgen.cli.export", "write what sampling needs of a run, to ship it"),
     "tokenizer": ("mmgen.cli.tokenizer", "train text and latent tokenizers, encode shards"),
 }
