@@ -39,7 +39,7 @@ class Arguments(harness.Arguments):
     """Of the large trunk."""
     threads: int = 1
     """Of torch, on the CPU."""
-    rounds: int = 5
+    rounds: int = 3
     """How often every call is timed."""
 
     def __post_init__(self) -> None:
@@ -57,10 +57,7 @@ def measure(arguments: Arguments) -> list[harness.Row]:
     for seed in range(arguments.seeds):
         for name, (sampler, sizes) in _models(arguments).items():
             known, unseen = default_probes(sampler, sizes), _unseen(sampler, sizes)
-            rounds = arguments.rounds
-            if arguments.quick:
-                known, unseen, rounds = known[::2], unseen[::4], 1
-            rows = _predict(sampler, known, unseen, rounds)
+            rows = _predict(sampler, known, unseen, 1 if arguments.quick else arguments.rounds)
             head = {"model": name, "seed": seed}
             for task in ("generate", "describe", "complete"):
                 own = [row for row in rows if row["task"] == task]
@@ -82,7 +79,8 @@ def _models(arguments: Arguments) -> dict[str, tuple[Sampler, tuple[int, ...]]]:
     model = Model(trunk, modalities, tokenizer.vocab_size).to(default_device())
     large = Sampler(model, modalities, IMM(IMMConfig()))
     parameters = model.num_parameters() / 1e6
-    return {"models/emoji": (small, (1, 8, 64)), f"random, {parameters:.0f}M": (large, (1, 4, 8))}
+    sizes = (1, 5, 8) if arguments.quick else (1, 8, 64)
+    return {"models/emoji": (small, sizes), f"random, {parameters:.0f}M": (large, (1, 5, 8))}
 
 
 def _unseen(sampler: Sampler, sizes: Sequence[int]) -> list[Probe]:
@@ -101,7 +99,7 @@ def _unseen(sampler: Sampler, sizes: Sequence[int]) -> list[Probe]:
         for num, prompt_tokens in zip((2, *between), (3, 10, 5), strict=True)
         for plan in plans
     ]
-    for num in (2, between[0]):
+    for num in (2, between[1]):
         probes += [
             Probe(sampler, "describe", Plan(max_tokens=tokens, temperature=0.7), num) for tokens in (6, 40)
         ]
@@ -131,7 +129,6 @@ def _predict(
         rows.append(
             {
                 "task": probe.task,
-                "requests": probe.num,
                 "call": _named(probe),
                 "gflop": cost.flops / 1e9,
                 "measured_ms": 1e3 * took,
@@ -145,9 +142,10 @@ def _predict(
 
 
 def _named(probe: Probe) -> str:
-    """The call in a few words: its prompts' tokens, and what its plan has that is not the default."""
-    kept = {f.name: value for f in fields(Plan) if (value := getattr(probe.plan, f.name)) != f.default}
-    return ", ".join(f"{name} {value}" for name, value in {"prompt": probe.prompt_tokens, **kept}.items())
+    """The call in a few words: its requests, their tokens, and what its plan has that is not the default."""
+    size = {"requests": probe.num, "prompt_tokens": probe.prompt_tokens}
+    changed = {f.name: value for f in fields(Plan) if (value := getattr(probe.plan, f.name)) != f.default}
+    return ", ".join(f"{name} {value}" for name, value in {**size, **changed}.items())
 
 
 def _seconds_a_flop(works: Sequence[Work], seconds: Sequence[float]) -> float:

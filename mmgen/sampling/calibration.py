@@ -26,7 +26,8 @@ def features(work: Work) -> dict[str, float]:
 
     A call of the network has a constant (launches, the session's bookkeeping), and the operations of its products;
     attention, whose speed is another, counts scored keys apart. Rows that are read have a constant too, of which
-    refining has none, and a text's pass none that its operations do not have in one.
+    refining has none, and a text's pass none that its operations do not have in one. A pass over one token in all is
+    a call of its own kind: its products are of a matrix and a vector, for which libraries have other kernels.
     """
     found: dict[str, float] = {}
 
@@ -40,7 +41,8 @@ def features(work: Work) -> dict[str, float]:
         add("encoded_tokens", batch.encoded)
         for call in batch.calls:
             kind = "read" if call.kind in ("prefill", "commit") else call.kind
-            add(f"{kind}_calls", call.times)
+            single = kind == "decode" and call.rows * call.tokens == 1
+            add("decode_single_calls" if single else f"{kind}_calls", call.times)
             if kind == "read":
                 add("read_rows", call.times * call.rows)
             scores = call.num_tokens * call.keys

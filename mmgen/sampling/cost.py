@@ -34,7 +34,8 @@ class Cost:
         parts = [f"{self.nfe} network evaluations a picture"] if self.nfe else []
         if self.tokens:
             parts.append(f"{self.tokens} tokens in {self.passes} passes")
-        return ", ".join([*parts, f"{self.flops / 1e9:.3g} GFLOP", f"{self.seconds:.3g} s"])
+        parts.append(f"{self.flops / 1e9:.3g} GFLOP")
+        return ", ".join([*parts, f"{self.seconds:.3g} s"] if self.seconds else parts)  # predicted: none
 
 
 def trunk_flops(config: TrunkConfig, num_tokens: float, num_keys: float) -> float:

@@ -162,8 +162,10 @@ def predict_pictures(
 ) -> Work:
     """A picture of `grid` (rows and columns of tokens) for each prompt of so many text tokens; 0 is no prompt.
 
-    Raises ValueError for more blocks than rows of tokens.
+    Raises ValueError for more blocks than rows of tokens, and for a model without pictures.
     """
+    if "image" not in facts.channels:
+        raise ValueError(f"this model has no pictures: its continuous modalities are {list(facts.channels)}")
     return Work(facts, tuple(_pictures(facts, plan, each, grid) for each in _batches(prompt_tokens)))
 
 
@@ -176,8 +178,12 @@ def predict_texts(
 ) -> Work:
     """Texts after contexts of so many tokens, `BEGIN` (and `described_tokens`, for a picture's) included.
 
-    `picture_tokens` are encoded for each text. Raises ValueError where there are not as many contexts as texts.
+    `picture_tokens` are encoded for each text. Raises ValueError where there are not as many contexts as texts,
+    and for more tokens a pass than the model has a joint head for.
     """
+    most = 1 if facts.joint is None else facts.joint.tokens
+    if plan.tokens_per_pass > most:
+        raise ValueError(f"tokens_per_pass {plan.tokens_per_pass}: this model writes {most} at most")
     if len(written) != len(context_tokens):
         raise ValueError(f"{len(context_tokens)} contexts of {len(written)} texts: give one for each")
     texts = list(zip(context_tokens, written, strict=True))

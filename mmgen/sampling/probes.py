@@ -111,7 +111,7 @@ def default_probes(sampler: Sampler, batch_sizes: Sequence[int] = (1, 8, 64)) ->
                 # keys grow with a picture, and nothing else that a token costs does
                 probes.append(Probe(sampler, "generate", Plan(steps=2), num, scale=2))
     head = sampler.model.joint_head
-    for num in batch_sizes[:2]:
+    for num in batch_sizes:
         for k in {1} | ({2, head.num_tokens} if head else set()):
             plans = [Plan(max_tokens=tokens, tokens_per_pass=k) for tokens in (4, 24)]
             probes += [Probe(sampler, "complete", plan, num) for plan in plans]

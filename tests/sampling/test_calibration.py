@@ -53,7 +53,7 @@ def works(seed: int, num: int) -> list[Work]:
 TRUE = {
     "batches": 2e-3, "decoded_tokens": 4e-5, "encoded_tokens": 6e-5, "read_calls": 3e-3, "read_rows": 2e-4,
     "read_flops": 3e-11, "refine_calls": 5e-3, "refine_flops": 2e-11, "scores": 1e-8, "decode_calls": 4e-3,
-    "decode_flops": 6e-11, "text_flops": 5e-11,
+    "decode_single_calls": 2e-3, "decode_flops": 6e-11, "text_flops": 5e-11,
 }  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def test_it_is_kept_and_refused_elsewhere(tmp_path: Path):
 def test_other_models_and_other_kinds_of_work_are_refused():
     seen = [pictures(num, steps=steps) for num in (1, 4) for steps in (1, 2)]
     calibration = Calibration.fit(HERE, seen, true_seconds(seen))
-    with pytest.raises(ValueError, match="calibrated without decode_calls"):
+    with pytest.raises(ValueError, match="calibrated without decode_flops, decode_single_calls"):
         calibration.seconds(texts(1, 5, 4))
     other = replace(FACTS, vocab_size=301)
     with pytest.raises(ValueError, match="of another model"):

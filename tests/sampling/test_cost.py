@@ -156,6 +156,10 @@ def test_a_text_that_is_cut_needs_a_pass_for_each_token_but_the_first():
     assert Written.evenly(5, 2.5).kept == (2.5, 2.5) and Written.evenly(1).kept == ()
     with pytest.raises(ValueError, match="1 contexts of 2 texts"):
         predict_texts(facts_of(writes), plan, contexts, [Written.evenly(5)] * 2)
+    with pytest.raises(ValueError, match="tokens_per_pass 2: this model writes 1 at most"):
+        predict_texts(facts_of(writes), Plan(tokens_per_pass=2), contexts, [Written.evenly(5)])
+    with pytest.raises(ValueError, match="this model has no pictures"):
+        predict_pictures(replace(facts_of(writes), channels={}), plan, [3], (4, 4))
 
 
 def counted(call: Callable[[], Result]) -> tuple[Cost, int]:
