@@ -111,7 +111,7 @@ def picture_flops(config: RunConfig) -> float:
     """FLOPs of training on one picture by IMM, all of its blocks, from the tokens of some real batches."""
     context, state, image = _tokens(config)
     clean = context_flops(config.model, context, context, image.channels)
-    noisy = state_flops(config.model, 1, state, context + state, image.channels)
+    noisy = state_flops(config.model, 1, state, context + state, image.channels, image.channels)
     ratio = target_pass_ratio(config.model, context, state, image.channels)
     height, width = image.token_grid(*config.size)
     return 3 * (clean + noisy) * ratio * height * width / state

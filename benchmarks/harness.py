@@ -41,6 +41,7 @@ from mmgen.config import to_mapping
 from mmgen.evaluation.intervals import DRAWS, Estimate
 from mmgen.files import write_text
 from mmgen.rng import keyed_numpy
+from mmgen.sampling.calibration import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -179,7 +180,7 @@ def machine() -> dict[str, Any]:
     """Returns what the figures depend on: processor, cores that this process may use, memory, GPUs, system."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "gpus": gpus,
@@ -208,16 +209,6 @@ def revision() -> dict[str, Any]:
 
     changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     return {"commit": git("rev-parse", "HEAD"), "changed": None if changed is None else bool(changed)}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
-    )
 
 
 def _wait() -> None:

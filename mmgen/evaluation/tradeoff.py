@@ -26,10 +26,10 @@ from mmgen.evaluation.real import SEEN, RealPicture, read_split, real_pictures, 
 from mmgen.rng import keyed_numpy
 from mmgen.sampling.adaptive import Policy
 from mmgen.sampling.cost import Cost
-from mmgen.sampling.plan import Plan
+from mmgen.sampling.plan import Plan, import_function
 from mmgen.sampling.request import Request
 from mmgen.sampling.sampler import Sampler
-from mmgen.sampling.score import import_function, score_pictures
+from mmgen.sampling.score import score_pictures
 
 HITS = ("own_latent", "own_lite0", "concept_lite0", "label_lite0", "copies_lite0")
 AXES = ("blocks", "steps", "guidance", "thinking", "candidates")

@@ -22,7 +22,6 @@ from mmgen.sequence import Grouping
 # |c_out| below this (t - s < 2e-6) counts as this: at t = s the kernel would divide by zero. The gradient on G, which
 # |c_out| multiplies again, is only made smaller.
 SMALLEST_BANDWIDTH = 1e-6
-GRIDS = (1, 2, 4, 8)  # steps of the samplers that `on_grid` trains for
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,6 @@ class IMMConfig:
     """share of the groups whose t is the path's t_max, where sampling begins"""
     to_data: float = 0.0
     """share of the groups whose s is the path's t_min, where sampling ends"""
-    on_grid: float = 0.0
-    """share of the groups whose t and s are a step of sampling: neighbours in a uniform grid of 1, 2, 4 or 8 steps"""
     gap: float = 0.0
     """t - r is at least this (where s leaves room), so that low precision tells them apart; 0.0001 in the paper"""
     eta_min: float = 0.0
@@ -95,7 +92,7 @@ class IMMConfig:
                 raise ValueError(f"{name} {value} must be positive")
         shares = {
             name: getattr(self, name)
-            for name in ("across_contexts", "from_noise", "to_data", "on_grid", "anchors", "anchors_final")
+            for name in ("across_contexts", "from_noise", "to_data", "anchors", "anchors_final")
         }
         for name, value in shares.items():
             if value is not None and not 0 <= value <= 1:
@@ -158,14 +155,9 @@ class IMM(Objective):
         fraction: float = 0.0,
     ) -> Times:
         """t is the modality's draw stretched over the path's time range, s between t_min and t; the ends of the range,
-        which every sampler visits and no such draw does, are given their shares, and so are whole steps of samplers."""
+        which every sampler visits and no such draw does, are given their shares."""
         t_min, t_max = self.path.time_range
         c = self.config
-        if c.on_grid and draw.random() < c.on_grid:
-            steps = GRIDS[draw.integers(len(GRIDS))]
-            done = int(draw.integers(steps))
-            t, s = (t_max - (t_max - t_min) * place / steps for place in (done, done + 1))
-            return Times(t, max(s, t_min), float(self.target_time(t, max(s, t_min), fraction)))
         t = (
             t_max
             if c.from_noise and draw.random() < c.from_noise

@@ -25,15 +25,13 @@ from mmgen.sampling.loops import (
     guided,
     guided_apart,
     heun,
+    plan_times,
     pushforward,
     restart,
-    shifted,
     tempered,
-    uniform_grid,
 )
-from mmgen.sampling.plan import Plan
+from mmgen.sampling.plan import Plan, import_function
 from mmgen.sampling.request import Event, Listener, Part, Request
-from mmgen.sampling.score import import_function
 from mmgen.sampling.text import TextDecoder
 from mmgen.sampling.verify import speculate
 
@@ -242,7 +240,8 @@ class Batch:
             for context, counted in zip(contexts, outputs, strict=True):
                 tokens = band.stop - band.start
                 rows, seen = len(self.rows), context.session.cache.length + tokens
-                flops = state_flops(self.model.config, rows, rows * tokens, seen, image.channels)
+                channels = image.channels, context.channels
+                flops = state_flops(self.model.config, rows, rows * tokens, seen, *channels)
                 self.cost.refine_flops += counted.calls * flops
                 self.cost.nfe += counted.calls
             if self.listen is not None:
@@ -272,8 +271,7 @@ class Batch:
     ) -> Float[Tensor, "R S C"]:
         """A block of noise moved to the data. `outputs`: in full context, of its pictures alone, in none."""
         plan, path = self.plan, self.objective.path
-        t_min, t_max = path.time_range
-        times = [t_min + (t_max - t_min) * t for t in shifted(uniform_grid(steps), plan.shift)]
+        times = plan_times(steps, plan.shift, path.time_range)
         if len(outputs) > 2:
             assert plan.picture_guidance is not None, "two contexts last only where it is set"
             full, pictures, null = outputs

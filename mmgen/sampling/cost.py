@@ -45,7 +45,8 @@ class Cost:
         parts = [f"{self.nfe} network evaluations a picture"] if self.nfe else []
         if self.tokens:
             parts.append(f"{self.tokens} tokens in {self.passes} passes")
-        return ", ".join([*parts, f"{self.flops / 1e9:.3g} GFLOP", f"{self.seconds:.3g} s"])
+        parts.append(f"{self.flops / 1e9:.3g} GFLOP")
+        return ", ".join([*parts, f"{self.seconds:.3g} s"] if self.seconds else parts)  # predicted: none
 
 
 def trunk_flops(config: TrunkConfig, num_tokens: float, num_keys: float) -> float:
@@ -62,13 +63,21 @@ def context_flops(config: TrunkConfig, num_tokens: float, num_keys: float, chann
 
 
 def state_flops(
-    config: TrunkConfig, num_instances: int, num_tokens: float, num_keys: float, channels: int
+    config: TrunkConfig,
+    num_instances: int,
+    num_tokens: float,
+    num_keys: float,
+    channels: int,
+    all_channels: int,
 ) -> float:
-    """`refine` of `num_tokens` tokens in all: blocks, embedding and head of `channels`, and the time conditioning."""
+    """`refine` of `num_tokens` tokens in all: blocks, embedding of `channels`, and the time conditioning.
+
+    The heads of all continuous modalities, of `all_channels` together, are computed, whichever the tokens are of.
+    """
     per_instance = 2 * (2 * NUM_FREQUENCIES * config.width + config.width**2)
     if config.time == "adaln_single":
         per_instance += (6 + 2) * config.width**2
-    own = num_tokens * 2 * config.width * channels + num_instances * per_instance
+    own = num_tokens * config.width * (channels + all_channels) + num_instances * per_instance
     return trunk_flops(config, num_tokens, num_keys) + 2.0 * own
 
 
@@ -79,7 +88,7 @@ def target_pass_ratio(config: TrunkConfig, context: float, state: float, channel
     Attention is counted as it is computed: a picture's tokens score all keys, a caption's those of their run.
     """
     clean = context_flops(config, context, context, channels)
-    noisy = state_flops(config, 1, state, context + state, channels)
+    noisy = state_flops(config, 1, state, context + state, channels, channels)
     return 1 + noisy / (3 * (clean + noisy))
 
 

@@ -40,6 +40,12 @@ def shifted(times: Sequence[float], shift: float) -> list[float]:
     return [shift * t / (1 + (shift - 1) * t) for t in times]
 
 
+def plan_times(steps: int, shift: float, time_range: tuple[float, float]) -> list[float]:
+    """The steps + 1 times of a block: evenly spaced, `shifted`, and stretched over (t_min, t_max)."""
+    t_min, t_max = time_range
+    return [t_min + (t_max - t_min) * t for t in shifted(uniform_grid(steps), shift)]
+
+
 def edm_grid(path: Path, steps: int, rho: float = 7.0) -> list[float]:
     """steps + 1 times over the path's range, evenly spaced in eta^(1 / rho) (EDM, arXiv 2206.00364, eq. 5).
 

@@ -1,9 +1,14 @@
 """A plan: how much compute one request spends, and on what."""
 
+import importlib
 from dataclasses import dataclass
+from typing import Any
 
 SOLVERS = ("euler", "heun", "restart")
 SCORERS = ("likelihood",)
+
+MAX_BATCH = 64
+"""requests that are drawn together at most"""
 
 
 @dataclass(frozen=True)
@@ -87,3 +92,15 @@ class Plan:
     def block_steps(self) -> tuple[int, ...]:
         """Refinement steps of each block."""
         return self.steps if isinstance(self.steps, tuple) else (self.steps,) * self.blocks
+
+
+def import_function(path: str, what: str) -> Any:
+    """What `package.module:function` names. Raises ValueError where it cannot be imported or called."""
+    module, _, attribute = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{what} {path!r} cannot be imported: {error}") from None
+    if not callable(found):
+        raise ValueError(f"{what} {path!r} is {type(found).__name__}, which cannot be called")
+    return found

@@ -20,9 +20,9 @@ from mmgen.sampling.batch import Batch, Made, Row
 from mmgen.sampling.context import Context
 from mmgen.sampling.cost import Cost
 from mmgen.sampling.documents import Documents
-from mmgen.sampling.plan import Plan
+from mmgen.sampling.plan import MAX_BATCH, Plan
 from mmgen.sampling.request import Answer, Answers, Listener, Part, Request
-from mmgen.sampling.score import MAX_BATCH, score_pictures
+from mmgen.sampling.score import score_pictures
 from mmgen.tokenization.latents import tensor_to_picture
 
 

@@ -4,10 +4,9 @@ A scorer must not be what the pictures are judged by: the best of many by a figu
 nothing.
 """
 
-import importlib
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from jaxtyping import Float
@@ -16,9 +15,8 @@ from torch import Tensor
 from mmgen.rng import keyed_numpy
 from mmgen.sampling.context import Context
 from mmgen.sampling.cost import Cost, head_flops
+from mmgen.sampling.plan import MAX_BATCH, import_function
 from mmgen.sampling.request import Request
-
-MAX_BATCH = 64
 
 if TYPE_CHECKING:
     from mmgen.sampling.sampler import Sampler
@@ -89,15 +87,3 @@ def score_pictures(
 def load_scorer(name: str) -> Scorer:
     """`likelihood`, or `package.module:function`. Raises ValueError where there is none."""
     return likelihood if name == "likelihood" else import_function(name, "scorer")
-
-
-def import_function(path: str, what: str) -> Any:
-    """What `package.module:function` names. Raises ValueError where it cannot be imported or called."""
-    module, _, attribute = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{what} {path!r} cannot be imported: {error}") from None
-    if not callable(found):
-        raise ValueError(f"{what} {path!r} is {type(found).__name__}, which cannot be called")
-    return found

@@ -4,6 +4,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmgen.modalities import Text
+from mmgen.model.joint import draft_flops
 from mmgen.sampling.cost import Cost, context_flops, head_flops
 from mmgen.sampling.session import Session
 
@@ -32,7 +33,8 @@ class TextDecoder:
         num = num_rows * self._num_read
         if self._num_read > 1:
             assert model.joint_head is not None, "a draft needs a head"
-            drafted = model.joint_head.draft_flops(self._num_read - 1, logits.shape[-1])
+            head = model.joint_head.config
+            drafted = draft_flops(head, model.config, self._num_read - 1, logits.shape[-1])
             self.cost.decode_flops += num_rows * drafted
         self.cost.decode_flops += context_flops(model.config, num, num_keys, self.channels)
         self.cost.decode_flops += head_flops(model.config, num, logits.shape[-1])

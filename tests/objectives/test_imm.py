@@ -1,8 +1,6 @@
 """Inductive Moment Matching: times, weight, kernel and loss, against their definitions and at their edges."""
 
 import math
-from collections import Counter
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -494,19 +492,6 @@ def test_the_ends_of_the_path_have_their_shares(t_min: float):
         times.t == 0.99 or times.s == t_min
         for times in (plain.draw_times(lambda draw: draw.random(), draw) for _ in range(4000))
     ), "by chance they are never drawn"
-
-
-def test_steps_of_samplers_have_their_share():
-    draw, path = np.random.default_rng(0), Path(t_min=0.01, t_max=0.99)
-    imm = IMM(IMMConfig(path=path, on_grid=0.4))
-    drawn = [imm.draw_times(lambda draw: draw.random(), draw) for _ in range(6000)]
-    pairs = Counter((round(times.t, 9), round(times.s, 9)) for times in drawn)
-    steps = {n: [0.99 - 0.98 * i / n for i in range(n + 1)] for n in (1, 2, 4, 8)}
-    for n, times in steps.items():
-        share = sum(pairs[round(t, 9), round(s, 9)] for t, s in pairwise(times)) / len(drawn)
-        assert share == pytest.approx(0.1, abs=0.02), f"the steps of {n}"
-        assert pairs[round(times[0], 9), round(times[1], 9)] > 0
-    assert all(0.01 <= times.s <= times.r <= times.t <= 0.99 for times in drawn)
 
 
 def test_each_kind_of_objective_has_its_own_loss():

@@ -24,6 +24,13 @@ def build_joint_head(config: JointConfig, trunk: TrunkConfig) -> JointHead:
     return MixtureHead(config, trunk)
 
 
+def draft_flops(config: JointConfig, trunk: TrunkConfig, num_drafted: int, vocab_size: int) -> float:
+    """Operations (two a multiply-add, matrix products alone) of drafting x_2.. for one row, x_1 being given."""
+    if config.kind == "chain":
+        return ChainHead.draft_flops(trunk, num_drafted, vocab_size)
+    return MixtureHead.draft_flops(config, trunk, num_drafted, vocab_size)
+
+
 __all__ = [
     "ChainHead",
     "Draft",
@@ -35,6 +42,7 @@ __all__ = [
     "MixtureHead",
     "Vocabulary",
     "build_joint_head",
+    "draft_flops",
     "invert",
     "label_windows",
     "plain",

@@ -140,9 +140,10 @@ class Draft(ABC):
 class JointHead(nn.Module, ABC):
     """A law of the next `num_tokens` tokens given h."""
 
-    def __init__(self, num_tokens: int) -> None:
+    def __init__(self, config: JointConfig) -> None:
         super().__init__()
-        self.num_tokens = num_tokens
+        self.config = config
+        self.num_tokens = config.tokens
 
     @abstractmethod
     def log_prob(
@@ -158,10 +159,6 @@ class JointHead(nn.Module, ABC):
         """The draft before x_1. `law` turns logits into log-probabilities; a mixture applies it to each component,
         before conditionals are taken, so that they stay exact.
         """
-
-    @abstractmethod
-    def draft_flops(self, num_drafted: int, vocab_size: int) -> float:
-        """Operations (two a multiply-add, matrix products alone) of drafting x_2.. for one row, x_1 being given."""
 
     def sample(
         self,

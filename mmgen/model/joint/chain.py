@@ -21,7 +21,7 @@ class ChainHead(JointHead):
     """
 
     def __init__(self, config: JointConfig, trunk: TrunkConfig) -> None:
-        super().__init__(config.tokens)
+        super().__init__(config)
         self.state_norm = nn.RMSNorm(trunk.width, eps=trunk.norm_eps)
         self.token_norm = nn.RMSNorm(trunk.width, eps=trunk.norm_eps)
         self.join = nn.Linear(2 * trunk.width, trunk.width, bias=False)
@@ -50,9 +50,11 @@ class ChainHead(JointHead):
             terms.append(token_log_probs(vocabulary.unembed(state), tokens[:, offset]))
         return torch.stack(terms).sum(0)
 
-    def draft_flops(self, num_drafted: int, vocab_size: int) -> float:
-        weights = self.join.weight.numel() + sum(weight.numel() for weight in self.mlp.parameters())
-        return 2.0 * num_drafted * (weights + self.norm.weight.numel() * vocab_size)
+    @staticmethod
+    def draft_flops(trunk: TrunkConfig, num_drafted: int, vocab_size: int) -> float:
+        """See `joint.draft_flops`."""
+        layer = 2 * trunk.width**2 + 3 * trunk.width * trunk.ffn_width
+        return 2.0 * num_drafted * (layer + trunk.width * vocab_size)
 
     def start(self, hidden: Float[Tensor, "N W"], vocabulary: Vocabulary, law: Law = plain) -> "ChainDraft":
         return ChainDraft(self, vocabulary, law, hidden)

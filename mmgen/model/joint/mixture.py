@@ -26,9 +26,9 @@ class MixtureHead(JointHead):
     """
 
     def __init__(self, config: JointConfig, trunk: TrunkConfig) -> None:
-        super().__init__(config.tokens)
+        super().__init__(config)
         k, width = config.tokens, trunk.width
-        num = 1 if config.kind == "independent" else config.components
+        num = _num_components(config)
         self.num_components, self.rank, self.balance = num, config.rank, config.balance
         self.prior = nn.Linear(width, num, bias=False)
         self.down = nn.Linear(width, k * config.rank, bias=False)
@@ -68,13 +68,15 @@ class MixtureHead(JointHead):
             log_weights = log_weights + token_log_probs(logits, tokens[:, offset])
         return log_weights.logsumexp(-1)
 
-    def draft_flops(self, num_drafted: int, vocab_size: int) -> float:
-        width = self.prior.in_features
-        component = width * (self.rank + vocab_size)
-        transition = 0 if self.transition is None else self.transition.weight.numel()
+    @staticmethod
+    def draft_flops(config: JointConfig, trunk: TrunkConfig, num_drafted: int, vocab_size: int) -> float:
+        """See `joint.draft_flops`."""
+        num, width = _num_components(config), trunk.width
         # x_1 too is weighed by each component
-        states = (num_drafted + 1) * (width * self.rank + self.num_components * component)
-        return 2.0 * (self.prior.weight.numel() + states + num_drafted * transition)
+        states = (num_drafted + 1) * (width * config.rank + num * width * (config.rank + vocab_size))
+        # those of the whole window are computed for every token
+        transitions = num_drafted * width * (config.tokens - 1) * num**2 if config.kind == "hmm" else 0
+        return 2.0 * (width * num + states + transitions)
 
     def start(self, hidden: Float[Tensor, "N W"], vocabulary: Vocabulary, law: Law = plain) -> "MixtureDraft":
         return MixtureDraft(self, hidden, vocabulary, law, self.log_prior(hidden), 0)
@@ -89,6 +91,10 @@ class MixtureHead(JointHead):
             use = (log_weights.exp() * counted).sum(0) / counted.sum().clamp(min=1)
             total = total + torch.xlogy(use, (use * self.num_components).clamp(min=TINY)).sum()
         return self.balance * (tokens != NO_LABEL).sum() * total / self.num_tokens
+
+
+def _num_components(config: JointConfig) -> int:
+    return 1 if config.kind == "independent" else config.components
 
 
 @dataclass(frozen=True)
