@@ -43,8 +43,8 @@ class Arguments(harness.Arguments):
             raise ValueError(f"blocks {self.blocks} must hold 1, at which the two are compared")
 
 
-# Of both arms. At the configuration's rate of 4e-3 the model of many blocks may fail at one step: the same bootstrap, in
-# which each time learns from the one before it, then sees fewer examples of each shape.
+# Of both arms. At the configuration's rate of 4e-3 the model of many blocks may fail at one step: the bootstrap, in
+# which each time learns from the one before it, sees fewer examples of each shape there.
 SETTINGS = {"optim.lr": 2e-3}
 
 # (arm, blocks, steps, seed) -> Frechet distance as it is, then of every bootstrap draw
