@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmgen.config import from_mapping
+from mmgen.sampling.adaptive import Policy
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.planner import LOWER_IS_BETTER, Budget, Planner
 
@@ -56,9 +57,15 @@ class Gain:
 class Surface:
     """The rows of one record, by their axes."""
 
-    def __init__(self, rows: Sequence[Row], hits: Mapping[tuple[int, str], Sequence[bool]] | None = None):
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        hits: Mapping[tuple[int, str], Sequence[bool]] | None = None,
+        policies: Sequence[Row] = (),
+    ):
         """`hits`: for (row, figure), whether each picture of the reported half is a hit, in one order for all rows."""
         self.rows = list(rows)
+        self.policies = list(policies)
         self.hits = hits or {}
         self.axes = _axes(self.rows)
         self.at = [
@@ -180,6 +187,20 @@ class Surface:
             plan = planner.choose(Budget(**{cost: amount})).plan
             assert isinstance(plan, Plan), "these rows are of plans"
             index = plans[plan]
+            if not found or found[-1][1] != index:
+                found.append((amount, index))
+        return found
+
+    def adaptive(self, cost: str, figure: str) -> list[tuple[float, int | None]]:
+        """(budget from which on a planner that may take policies chooses it, policy; None where it takes a plan)."""
+        both = [row for row in (*self.rows, *self.policies) if figure in row["choosing"]]
+        if not self.policies or not both:
+            return []
+        policies = [from_mapping(dict(row["policy"]), Policy) for row in self.policies]
+        planner, found = Planner(both, figure), []
+        for amount in sorted({row[cost] for row in both}):
+            plan = planner.choose(Budget(**{cost: amount})).plan
+            index = policies.index(plan) if isinstance(plan, Policy) else None
             if not found or found[-1][1] != index:
                 found.append((amount, index))
         return found

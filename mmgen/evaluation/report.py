@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from mmgen import __version__
-from mmgen.evaluation.frontier import CURRENCIES, Row, Surface, better, plan_fields
+from mmgen.evaluation.frontier import CURRENCIES, Row, Surface, axis_value, better, plan_fields
 from mmgen.evaluation.tradeoff import FIGURES
 from mmgen.evaluation.verdicts import is_share, label, plan_text, show, show_range, value_text, verdicts
 
@@ -66,7 +66,7 @@ def report(measurements: Sequence[Measurement]) -> str:
         rows = each.record.get("rows")
         if not rows:
             raise ValueError(f"{each.name}: its tradeoff.json has no plans")
-        surface = Surface(rows, each.hits)
+        surface = Surface(rows, each.hits, each.record.get("policies") or ())
         runs.append(_run(each, surface))
         figures |= dict.fromkeys(surface.figures)
     warnings = incomparable(measurements)
@@ -158,6 +158,8 @@ def _run(each: Measurement, surface: Surface) -> dict[str, Any]:
         ],
         "fronts": both(lambda c, f: {line.name: surface.front(line.members, c, f) for line in lines}),
         "iso": both(lambda c, f: [{"budget": b, "best": best} for b, best in surface.iso(c, f)]),
+        "policies": [_policy(surface, row) for row in surface.policies],
+        "adaptive": both(lambda c, f: [{"budget": b, "row": row} for b, row in surface.adaptive(c, f)]),
         "planner": both(lambda c, f: [{"budget": b, "row": row} for b, row in surface.planned(c, f)]),
         "verdicts": both(lambda c, f: [asdict(verdict) for verdict in verdicts(surface, c, f)]),
         "gains": {
@@ -176,6 +178,20 @@ def _row(each: Measurement, surface: Surface, index: int) -> dict[str, Any]:
         "cost": {cost: row[cost] for cost in CURRENCIES},
         "reported": {figure: _interval(found) for figure, found in row["reported"].items()},
         "picture": strip and "data:image/png;base64," + base64.b64encode(strip).decode(),
+    }
+
+
+def _policy(surface: Surface, row: Row) -> dict[str, Any]:
+    """A policy as the page shows it: both plans by what varies among plans, and its mean cost."""
+    policy = row["policy"]
+    plans = [
+        plan_text({name: axis_value({"plan": policy[which]}, name) for name in surface.varying})
+        for which in ("first", "then")
+    ]
+    return {
+        "plan": f"{plans[0]}; where its score is below {policy['threshold']:.3g}: {plans[1]}",
+        "cost": {cost: row[cost] for cost in CURRENCIES},
+        "reported": {figure: _interval(found) for figure, found in row["reported"].items()},
     }
 
 

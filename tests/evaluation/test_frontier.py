@@ -159,3 +159,14 @@ def test_rows_without_a_figure_are_left_out_of_it() -> None:
         (8, 6)
     ]
     assert surface.gain(2, 6, "kid_lite0") is None
+
+
+def test_a_policy_is_chosen_where_it_is_better_than_every_plan_of_its_budget() -> None:
+    cheap, dear = Plan(steps=1), Plan(steps=4)
+    rows = [kid(cheap, 0.8), kid(dear, 0.2)]
+    policy = {key: value for key, value in kid(Plan(steps=2), 0.4).items() if key not in ("plan", "chosen")}
+    policy["policy"] = {"first": asdict(cheap), "then": asdict(dear), "threshold": -3.0}
+    surface = Surface(rows, policies=[policy])
+    assert surface.adaptive("nfe", "kid_lite0") == [(1, None), (2, 0), (4, None)]
+    assert surface.planned("nfe", "kid_lite0") == [(1, 0), (4, 1)], "plans alone, where none is asked for"
+    assert Surface(rows).adaptive("nfe", "kid_lite0") == []

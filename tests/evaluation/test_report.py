@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -67,6 +68,21 @@ def test_what_is_shown_is_reported_and_what_is_chosen_is_not() -> None:
     assert run["fronts"]["nfe"]["kid_lite0"]["steps"] == [0, 1]
     assert [each["row"] for each in run["planner"]["nfe"]["kid_lite0"]] == [0, 1]
     assert "0.500" not in report([measurement(rows=rows)]) and "0.1," not in json.dumps(run["rows"])
+
+
+def test_a_policy_is_told_by_its_plans_and_its_threshold() -> None:
+    cheap, dear = Plan(steps=1), Plan(steps=4)
+    policy = {
+        **kid(Plan(steps=2), 0.4),
+        "policy": {"first": asdict(cheap), "then": asdict(dear), "threshold": -3.5},
+    }
+    del policy["plan"]
+    made = measurement(rows=[kid(cheap, 0.8), kid(dear, 0.2)])
+    made = replace(made, record={**made.record, "policies": [policy]})
+    run = embedded(report([made]))["runs"][0]
+    assert run["policies"][0]["plan"] == "steps 1; where its score is below -3.5: steps 4"
+    chosen = [(each["budget"], each["row"]) for each in run["adaptive"]["nfe"]["kid_lite0"]]
+    assert chosen == [(1, None), (2, 0), (4, None)]
 
 
 def test_the_table_without_javascript_has_every_plan() -> None:

@@ -75,23 +75,25 @@ function gains() {
 }
 
 function planner() {
-  const made = DATA.runs.map((each) => {
+  const heads = ["from", "plan", `expected ${figure().label}`, "evaluations", "compute", "time"];
+  const line = (budget, chosen, more) => [
+    make("code", {}, `--budget ${CURRENCIES[state.currency].budget(budget)}${more}`),
+    chosen.plan,
+    estimate(chosen),
+    plain(chosen.cost.nfe),
+    CURRENCIES.flops.text(chosen.cost.flops),
+    seconds(chosen.cost.seconds),
+  ];
+  const made = DATA.runs.flatMap((each) => {
     const found = each.planner[state.currency][state.figure];
-    if (!found) return nothing();
-    const rows = found.map(({budget, row}) => [
-      make("code", {}, `--budget ${CURRENCIES[state.currency].budget(budget)}`),
-      each.rows[row].plan,
-      estimate(each.rows[row]),
-      plain(each.rows[row].cost.nfe),
-      CURRENCIES.flops.text(each.rows[row].cost.flops),
-      seconds(each.rows[row].cost.seconds),
-    ]);
-    return table(
-      `${of(each)}plans by budget`,
-      ["from", "plan", `expected ${figure().label}`, "evaluations", "compute", "time"],
-      rows,
-      [1],
-    );
+    if (!found) return [nothing()];
+    const rows = found.map(({budget, row}) => line(budget, each.rows[row], ""));
+    const policies = (each.adaptive[state.currency][state.figure] ?? [])
+      .filter(({row}) => row !== null)
+      .map(({budget, row}) => line(budget, each.policies[row], " --adaptive"));
+    const plans = table(`${of(each)}plans by budget`, heads, rows, [1]);
+    if (!policies.length) return [plans];
+    return [plans, table(`${of(each)}where a policy is better, by mean budget`, heads, policies, [1])];
   });
   at("planner").replaceChildren(...made);
 }
