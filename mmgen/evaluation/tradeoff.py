@@ -105,7 +105,8 @@ class Measured:
     hits: own_latent, own_lite0: the nearest of the prompts' real pictures is its own. concept_lite0: the nearest real
     picture of another style shows its concept. label_lite0: a classifier of real pictures says its concept (where there
     are few concepts of many pictures each). copies_lite0: nearer to a training picture than 95 % of held-out ones are
-    (absent where there are too few of those). `memory` is bytes of a whole batch; scoring is counted apart.
+    (absent where there are too few of those). `memory` is bytes of a whole batch: of keys and values, on a
+    GPU of all that was allocated at its peak. Scoring is counted apart.
     """
 
     plan: Plan
@@ -186,8 +187,12 @@ class Judge:
         self, sampler: Sampler, plan: Plan, seed: int, on_batch: Callable[[int], None] | None = None
     ) -> tuple[Measured, list[Image.Image]]:
         """Draws the plan's pictures and judges them; the pictures are for people to look at."""
+        on_gpu = sampler.model.text_embedding.weight.is_cuda
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         result = sampler.generate(self.prompts, plan, seed * SEED_STRIDE, on_batch=on_batch)
         assert result.latents is not None
+        memory = torch.cuda.max_memory_allocated() if on_gpu else result.cost.memory
         # in the precision in which they are kept, so that figures are the same from disk
         features = picture_features(result.images, self.lite0).half().float()
         own = torch.arange(len(self.chosen))
@@ -208,7 +213,7 @@ class Judge:
         if self.threshold is not None:
             hits["copies_lite0"] = nearest_distances(features, self.training) <= self.threshold
         num, cost = len(self.chosen), result.cost
-        measured = Measured(plan, features, hits, cost.nfe, cost.flops / num, cost.seconds / num, cost.memory)
+        measured = Measured(plan, features, hits, cost.nfe, cost.flops / num, cost.seconds / num, memory)
         if self.scorer is not None:
             spent, requests = Cost(), [Request((prompt,)) for prompt in self.prompts]
             scores = score_pictures(sampler, self.scorer, requests, result.latents, spent)
