@@ -62,6 +62,17 @@ def mixtures(measured: Sequence[Measured], scorer: str, part: Int[Tensor, "H"]) 
     return found
 
 
+def front(measured: Sequence[Measured], losses: Sequence[float], currency: str) -> list[Measured]:
+    """Those that no cheaper one beats, cheap ones first. Policies are made of these: of all plans they would be tens of
+    thousands."""
+    found, best = [], float("inf")
+    for index in sorted(range(len(measured)), key=lambda i: (getattr(measured[i], currency), losses[i])):
+        if losses[index] < best:
+            best = losses[index]
+            found.append(measured[index])
+    return found
+
+
 def loss(measured: Measured, judge: Judge, figure: str, part: Int[Tensor, "H"]) -> float:
     """Of some of the prompts, lower being better."""
     if figure in LOWER_IS_BETTER:
@@ -75,22 +86,21 @@ def policy_rows(
     """The policies that no cheaper one, and no cheaper plan, beats on the half of the prompts on which is chosen, by
     any of the figures in any currency; as rows like those of plans, with figures on both halves."""
     choosing, reporting = judge.halves()
-    every = [*measured, *mixtures(measured, scorer, choosing)]
-    kept: dict[int, Measured] = {}
+    kept: dict[Policy, Measured] = {}
     for figure in figures:
-        losses = [loss(each, judge, figure, choosing) for each in every]
+        losses = [loss(each, judge, figure, choosing) for each in measured]
         for currency in CURRENCIES:
-            best = float("inf")
-            for index in sorted(range(len(every)), key=lambda i: (getattr(every[i], currency), losses[i])):
-                if losses[index] < best:
-                    best = losses[index]
-                    kept[index] = every[index]
+            plans = front(measured, losses, currency)
+            every = [*plans, *mixtures(plans, scorer, choosing)]
+            known = [loss(each, judge, figure, choosing) for each in every]
+            for each in front(every, known, currency):
+                if each.policy is not None:
+                    kept[each.policy] = each
     rows = []
-    for each in kept.values():
-        if each.policy is not None:
-            chosen, reported = (judge.figures(each, part) for part in (choosing, reporting))
-            cost = {name: getattr(each, name) for name in (*CURRENCIES, "memory")}
-            rows.append({**cost, "policy": asdict(each.policy), "choosing": chosen, "reported": reported})
+    for policy, each in kept.items():
+        chosen, reported = (judge.figures(each, part) for part in (choosing, reporting))
+        cost = {name: getattr(each, name) for name in (*CURRENCIES, "memory")}
+        rows.append({**cost, "policy": asdict(policy), "choosing": chosen, "reported": reported})
     return rows
 
 
@@ -127,7 +137,7 @@ def regrets(
         found["fixed"].append((fixed(one, second) - oracle).mean())
         found["planner"].append((chosen - oracle).mean())
         if scorer is not None:
-            policies = mixtures(measured, scorer, choosing)
+            policies = mixtures(front(measured, first.tolist(), currency), scorer, choosing)
             known = [loss(each, judge, figure, choosing) for each in policies]
             values = []
             for budget, members in zip(budgets, within, strict=True):
