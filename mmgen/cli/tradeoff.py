@@ -37,6 +37,7 @@ from mmgen.evaluation.tradeoff import (
 from mmgen.files import write_text
 from mmgen.modalities import bands
 from mmgen.sampling.plan import Plan
+from mmgen.sampling.planner import LOWER_IS_BETTER
 from mmgen.training.run import find_checkpoint, load, load_run_config, run_folder
 
 SAMPLES = "tradeoff.jsonl"
@@ -130,7 +131,8 @@ def main(argv: Sequence[str]) -> int:
     console.print(_table(rows, judge, floor))
     console.print(_text_table(text))
     console.print(
-        "guidance: of each line the one with the least KID on one half of the prompts; figures: on the other half, "
+        "calls: of the network, a picture; guidance: of each line the one with the least KID on one half of the "
+        "prompts; figures: on the other half, "
         f"with 95 % intervals. *: no cheaper line is better. All plans: {store.folder / SUMMARY}",
         markup=False,
         highlight=False,
@@ -265,7 +267,7 @@ def _table(rows: Sequence[Mapping[str, Any]], judge: Judge, floor: Estimate) -> 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     shown = [name for name in FIGURES if name in rows[0]["reported"]]
     axes = [name for name in AXES if name in AXES[:3] or len({row[name] for row in rows}) > 1]
-    for name in (*axes, "evaluations", "GFLOP", "ms", "MB", *(FIGURES[name] for name in shown)):
+    for name in (*axes, "calls", "GFLOP", "ms", "MB", *(FIGURES[name] for name in shown)):
         table.add_column(name, justify="right")
     front = pareto(rows, "flops")
     for row in rows:
@@ -273,7 +275,7 @@ def _table(rows: Sequence[Mapping[str, Any]], judge: Judge, floor: Estimate) -> 
             mark = "*" if any(row is each for each in front) else ""
             cost = (row["flops"] / 1e9, 1000 * row["seconds"], row["memory"] / 2**20)
             where = [f"{row[name]}{mark if name == 'steps' else ''}" for name in axes]
-            figures = (_cell(row["reported"][name]) for name in shown)
+            figures = (_cell(row["reported"][name], share=name not in LOWER_IS_BETTER) for name in shown)
             table.add_row(*where, str(row["nfe"]), *(f"{each:.3g}" for each in cost), *figures)
     return table
 
@@ -289,5 +291,8 @@ def _text_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _cell(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f}\n[dim]{estimate.low:.3f}..{estimate.high:.3f}[/dim]"
+def _cell(estimate: Estimate, share: bool = False) -> str:
+    low, high = estimate.low, estimate.high
+    if share:
+        return f"{estimate.value:.0%}\n[dim]{100 * low:.0f}..{100 * high:.0f}[/dim]"
+    return f"{estimate.value:.3f}\n[dim]{low:.2f}..{high:.2f}[/dim]"
