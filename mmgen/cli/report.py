@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import torch
 import tyro
+from torch import Tensor
 
 from mmgen.cli.arguments import parse
-from mmgen.cli.tradeoff import SAMPLES, SUMMARY, plan_digest
+from mmgen.cli.tradeoff import FEATURES, REAL_FEATURES, SAMPLES, SUMMARY, plan_digest
+from mmgen.evaluation.frontier import REAL
 from mmgen.evaluation.report import Measurement, report
 from mmgen.evaluation.tradeoff import HITS, halves
 from mmgen.files import write_text
@@ -69,7 +73,23 @@ def measurement(folder: Path, name: str) -> Measurement:
         for strip in sorted((folder / "pictures").glob("*.png"))
         if (digest := strip.stem.rsplit("-", 1)[-1]) in rows
     }
-    return Measurement(name, record, pictures, _hits(folder / SAMPLES, rows, record.get("num")))
+    hits = _hits(folder / SAMPLES, rows, record.get("num"))
+    return Measurement(name, record, pictures, hits, _features(folder / FEATURES, rows, record.get("num")))
+
+
+def _features(folder: Path, rows: Mapping[str, int], num: int | None) -> dict[int, Tensor]:
+    """Those of the reported half, of each row and of the real pictures; nothing where the real ones were not kept."""
+    if not (folder / REAL_FEATURES).is_file():
+        return {}
+    found = {}
+    for path in sorted(folder.glob("*.npy")):
+        digest = path.stem.rsplit("-", 1)[-1]
+        index = REAL if path.name == REAL_FEATURES else rows.get(digest)
+        if index is not None:
+            features = torch.from_numpy(np.load(path, allow_pickle=False)).float()
+            if len(features) == num:
+                found[index] = features[halves(len(features))[1]]
+    return found
 
 
 def _hits(path: Path, rows: Mapping[str, int], num: int | None) -> dict[tuple[int, str], list[bool]]:

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 import tyro
 import yaml
+from jaxtyping import Float
 from PIL import Image
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
 
 from mmgen.cli.arguments import parse
 from mmgen.config import from_mapping
@@ -42,6 +44,8 @@ from mmgen.training.run import find_checkpoint, load, load_run_config, run_folde
 
 SAMPLES = "tradeoff.jsonl"
 SUMMARY = "tradeoff.json"
+FEATURES = "features"
+REAL_FEATURES = "real.npy"
 SHOWN = 24  # prompts whose pictures are kept
 SHARED = ("nfe", "flops", "seconds", "memory", "score_flops", "score_seconds")  # by all pictures of a plan
 
@@ -104,6 +108,7 @@ def main(argv: Sequence[str]) -> int:
         "scorer": scorer,
     }
     store = Store(args.out or run / "tradeoff", header, [real.key for real in judge.chosen])
+    store.keep_real(judge.features)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
@@ -220,8 +225,13 @@ class Store:
             os.fsync(file.fileno())
         self.found[plan] = measured
 
+    def keep_real(self, features: Float[Tensor, "N F"]) -> None:
+        """Those of the prompts' real pictures, beside the drawn ones'."""
+        path = self.folder / FEATURES / REAL_FEATURES
+        self._write(path, lambda file: np.save(file, features.numpy().astype(np.float16)))
+
     def _features(self, plan: Plan) -> Path:
-        return self.folder / "features" / f"{_name(plan)}.npy"
+        return self.folder / FEATURES / f"{_name(plan)}.npy"
 
     def _pictures(self, plan: Plan) -> Path:
         return self.folder / "pictures" / f"{_name(plan)}.png"

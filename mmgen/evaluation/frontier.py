@@ -11,17 +11,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from mmgen.config import from_mapping
+from mmgen.evaluation.distances import kid_difference
 from mmgen.sampling.adaptive import Policy
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.planner import LOWER_IS_BETTER, Budget, Planner
 
 Row = Mapping[str, Any]
+Features = Float[Tensor, "H F"]
 
 CURRENCIES = ("nfe", "flops", "seconds")
 FIRST_AXES = ("blocks", "steps", "guidance")
 JOINTLY = "jointly"
+REAL = -1  # in place of a row
 
 
 def better(figure: str) -> str | None:
@@ -62,11 +67,14 @@ class Surface:
         rows: Sequence[Row],
         hits: Mapping[tuple[int, str], Sequence[bool]] | None = None,
         policies: Sequence[Row] = (),
+        features: Mapping[int, Features] | None = None,
     ):
-        """`hits`: for (row, figure), whether each picture of the reported half is a hit, in one order for all rows."""
+        """`hits`: for (row, figure), whether each picture of the reported half is a hit, in one order for all rows.
+        `features`: of each row's pictures of that half, and as REAL those of the real ones; of KID."""
         self.rows = list(rows)
         self.policies = list(policies)
         self.hits = hits or {}
+        self.features = features or {}
         self.axes = _axes(self.rows)
         self.at = [
             tuple(values.index(axis_value(row, name)) for name, values in self.axes.items())
@@ -160,14 +168,22 @@ class Surface:
 
     def gain(self, before: int, after: int, figure: str) -> Gain | None:
         """None where the figure is not known of both."""
-        rows = [self.rows[i]["reported"].get(figure) for i in (before, after)]
-        if rows[0] is None or rows[1] is None:
+        if any(figure not in self.rows[i]["reported"] for i in (before, after)):
             return None
-        change, low, high = difference(rows[0], rows[1], self._correlation(before, after, figure))
+        change, low, high = self._change(before, after, figure)
         turned = -1 if better(figure) == "lower" else 1
         ends = sorted((turned * low, turned * high))
         verdict = "better" if ends[0] > 0 else "worse" if ends[1] < 0 else "open"
         return Gain(before, after, change, low, high, verdict)
+
+    def _change(self, before: int, after: int, figure: str) -> tuple[float, float, float]:
+        """after - before, and the ends of its interval; of the same prompts where they are known one by one."""
+        if figure == "kid_lite0" and {before, after, REAL} <= self.features.keys():
+            drawn, other, real = (self.features[index] for index in (after, before, REAL))
+            found = kid_difference(drawn, other, real, ("gain", before, after))
+            return found.value, found.low, found.high
+        one, other = (self.rows[index]["reported"][figure] for index in (before, after))
+        return difference(one, other, self._correlation(before, after, figure))
 
     def _correlation(self, before: int, after: int, figure: str) -> float:
         one, other = (np.asarray(self.hits.get((i, figure), ()), float) for i in (before, after))

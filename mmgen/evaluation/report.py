@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from mmgen import __version__
-from mmgen.evaluation.frontier import CURRENCIES, Row, Surface, axis_value, better, plan_fields
+from mmgen.evaluation.frontier import CURRENCIES, Features, Row, Surface, axis_value, better, plan_fields
 from mmgen.evaluation.tradeoff import FIGURES
 from mmgen.evaluation.verdicts import is_share, label, plan_text, show, show_range, value_text, verdicts
 
@@ -55,6 +55,8 @@ class Measurement:
     """row -> PNG of its pictures for the record's prompts, side by side"""
     hits: Mapping[tuple[int, str], Sequence[bool]] = field(default_factory=dict)
     """(row, figure) -> of every picture of the reported half, whether it is a hit"""
+    features: Mapping[int, Features] = field(default_factory=dict)
+    """row, or REAL -> those of the pictures of the reported half"""
 
 
 def report(measurements: Sequence[Measurement]) -> str:
@@ -66,7 +68,7 @@ def report(measurements: Sequence[Measurement]) -> str:
         rows = each.record.get("rows")
         if not rows:
             raise ValueError(f"{each.name}: its tradeoff.json has no plans")
-        surface = Surface(rows, each.hits, each.record.get("policies") or ())
+        surface = Surface(rows, each.hits, each.record.get("policies") or (), each.features)
         runs.append(_run(each, surface))
         figures |= dict.fromkeys(surface.figures)
     warnings = incomparable(measurements)

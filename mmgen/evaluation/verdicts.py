@@ -22,7 +22,7 @@ class Verdict:
 
 def is_share(figure: str) -> bool:
     """Whether a figure is a share of hits; everything else is a distance or a score."""
-    return figure.startswith(("own_", "concept_", "copies_"))
+    return figure.startswith(("own_", "concept_", "label_", "copies_"))
 
 
 def label(figure: str) -> str:

@@ -11,6 +11,7 @@ from mmgen.evaluation.distances import (
     frechet_distance,
     frechet_statistic,
     kid,
+    kid_difference,
     kid_value,
     polynomial_kernel,
     real_floor,
@@ -143,3 +144,18 @@ def test_too_few_or_broken_features_are_refused() -> None:
         frechet(gaussian(0, 3, 3), gaussian(1, 3, 3), ("few",))
     with pytest.raises(ValueError, match="NaN"):
         frechet_distance(torch.full((5, 3), torch.nan), gaussian(1, 5, 3))
+
+
+def test_what_prompts_do_to_both_sets_cancels_in_a_difference():
+    """Two sets of which the second is the first with a shift: their distances vary with the prompts, the difference of
+    the two hardly does; and it is the difference of the paired distances."""
+    draw = torch.Generator().manual_seed(0)
+    real = torch.randn(120, 8, generator=draw)
+    x = real + 1 + 0.3 * torch.randn(120, 8, generator=draw)
+    further = x + 0.05
+    near, far = (kid(each, real, ("a",), paired=True) for each in (x, further))
+    found = kid_difference(further, x, real, ("b",))
+    assert found.value == pytest.approx(far.value - near.value, rel=1e-9)
+    assert found.low > 0 and found.high - found.low < 0.6 * (far.high - far.low)
+    nothing = kid_difference(x, x, real, ("c",))
+    assert nothing.value == nothing.low == nothing.high == 0

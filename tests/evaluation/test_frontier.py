@@ -6,8 +6,9 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 
-from mmgen.evaluation.frontier import JOINTLY, Surface, better, difference
+from mmgen.evaluation.frontier import JOINTLY, REAL, Surface, better, difference
 from mmgen.evaluation.verdicts import plan_text, verdicts
 from mmgen.sampling.plan import Plan
 
@@ -170,3 +171,17 @@ def test_a_policy_is_chosen_where_it_is_better_than_every_plan_of_its_budget() -
     assert surface.adaptive("nfe", "kid_lite0") == [(1, None), (2, 0), (4, None)]
     assert surface.planned("nfe", "kid_lite0") == [(1, 0), (4, 1)], "plans alone, where none is asked for"
     assert Surface(rows).adaptive("nfe", "kid_lite0") == []
+
+
+def test_a_distance_is_compared_prompt_by_prompt_where_features_are_known() -> None:
+    draw = torch.Generator().manual_seed(0)
+    real = torch.randn(40, 8, generator=draw)
+    near = real + 0.3 * torch.randn(40, 8, generator=draw)
+    rows = [kid(Plan(steps=1), 0.5), kid(Plan(steps=2), 0.4)]
+    known = Surface(rows, features={REAL: real, 0: near + 0.5, 1: near}).gain(0, 1, "kid_lite0")
+    other = Surface(rows, features={0: near + 0.5, 1: near}).gain(0, 1, "kid_lite0")
+    assert known is not None and other is not None
+    assert known.verdict == "better" and known.change != pytest.approx(-0.1), (
+        "that of the features themselves"
+    )
+    assert other.change == pytest.approx(-0.1), "without the real ones what the rows say"
