@@ -1,5 +1,6 @@
 """What each axis of a surface buys, in words made from the numbers: for people who read no plots."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,8 +71,8 @@ def _verdict(surface: Surface, axis: str, cost: str, figure: str) -> Verdict | N
     counts = Counter(gain.verdict for gain in gains)
     equal = Counter(gain.verdict for gain in _at_equal_compute(surface, axis, cost, figure))
     up, down = counts["better"], counts["worse"]
-    if not up:
-        kind = "no" if down else "open"
+    if not _beyond_chance(up, len(gains)):
+        kind = "no" if _beyond_chance(down, len(gains)) else "open"
     elif equal["worse"] and not equal["better"]:
         kind = "elsewhere"
     else:
@@ -82,8 +83,9 @@ def _verdict(surface: Surface, axis: str, cost: str, figure: str) -> Verdict | N
         "part": f"Spending on {axis} pays in part: better in {up} of {all_of_them}"
         + (f", worse in {down}" if down else ""),
         "elsewhere": f"Spending on {axis} helps, but the same {WORDS[cost]} bought more elsewhere",
-        "open": f"Spending on {axis} was not shown to pay: no gain in {all_of_them}",
-        "no": f"Spending on {axis} does not pay: better in none and worse in {down} of {all_of_them}",
+        "open": f"Spending on {axis} was not shown to pay: "
+        + (f"better in {up} of {all_of_them}, as by chance" if up else f"no gain in {all_of_them}"),
+        "no": f"Spending on {axis} does not pay: better in {up or 'none'} and worse in {down} of {all_of_them}",
     }[kind]
     sentences = [_counted(surface, axis, figure, gains), _best_looking(surface, axis, cost, figure, gains)]
     if equal:
@@ -92,6 +94,13 @@ def _verdict(surface: Surface, axis: str, cost: str, figure: str) -> Verdict | N
             f"did better in {equal['better']} of {_many(equal.total(), 'case')} and worse in {equal['worse']}."
         )
     return Verdict(axis, kind, title, " ".join(sentences))
+
+
+def _beyond_chance(count: int, total: int) -> bool:
+    """Whether so many comparisons have an interval on one side of 0 that chance, which puts one of forty there, would
+    rarely make as many (one time in twenty; as if they were independent)."""
+    tail = sum(math.comb(total, n) * 0.025**n * 0.975 ** (total - n) for n in range(count, total + 1))
+    return count > 0 and tail < 0.05
 
 
 def _counted(surface: Surface, axis: str, figure: str, gains: Sequence[Gain]) -> str:

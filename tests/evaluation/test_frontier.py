@@ -185,3 +185,18 @@ def test_a_distance_is_compared_prompt_by_prompt_where_features_are_known() -> N
         "that of the features themselves"
     )
     assert other.change == pytest.approx(-0.1), "without the real ones what the rows say"
+
+
+def test_a_gain_in_one_of_many_comparisons_is_chance() -> None:
+    """Forty comparisons with one interval above 0 by luck; with eight of them it is no luck."""
+
+    def title(lucky: int) -> str:
+        rows = []
+        for shift in range(1, 41):
+            gain = 0.1 if shift <= lucky else 0.0
+            rows += [kid(Plan(shift=shift), 0.5), kid(Plan(shift=shift, steps=8), 0.5 - gain)]
+        return next(v.title for v in verdicts(Surface(rows), "nfe", "kid_lite0") if v.axis == "steps")
+
+    assert title(1) == "Spending on steps was not shown to pay: better in 1 of 40 comparisons, as by chance"
+    assert title(8).startswith("Spending on steps pays in part: better in 8 of 40")
+    assert title(0).endswith("no gain in 40 comparisons")
