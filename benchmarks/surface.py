@@ -25,7 +25,9 @@ class Arguments(harness.Arguments):
     data: arms.DataName = "digits"
     """What is drawn; the data set is built where it is missing."""
     blocks: tuple[int, ...] = (1, 2, 4)
-    """Numbers of blocks of the surface model, each half as often in training as the one before."""
+    """Numbers of blocks of the surface model."""
+    weights: tuple[float, ...] = (4.0, 2.0, 1.0)
+    """How often it is trained on each."""
     steps: tuple[int, ...] = (1, 2, 4, 8)
     """Of a block."""
     train_steps: int | None = None
@@ -41,6 +43,8 @@ class Arguments(harness.Arguments):
         super().__post_init__()
         if 1 not in self.blocks:
             raise ValueError(f"blocks {self.blocks} must hold 1, at which the two are compared")
+        if len(self.weights) != len(self.blocks):
+            raise ValueError(f"weights {self.weights} must be one number for each of blocks {self.blocks}")
 
 
 # Of both arms. At the configuration's rate of 4e-3 the model of many blocks may fail at one step: the bootstrap, in
@@ -75,8 +79,12 @@ def measure(arguments: Arguments) -> list[harness.Row]:
 
 def _run(arm: str, seed: int, steps: int, arguments: Arguments) -> arms.Run:
     size = "-quick" if arguments.quick else ""
-    several = {"modalities.image.blocks.counts": arguments.blocks} if arm == "surface" else {}
-    folder = arguments.runs / f"{arguments.data}-{arm}-{seed}-{steps}{size}"
+    blocks = {"counts": arguments.blocks, "weights": arguments.weights}
+    several = (
+        {f"modalities.image.blocks.{key}": value for key, value in blocks.items()} if arm == "surface" else {}
+    )
+    often = "-" + "_".join(f"{weight:g}" for weight in arguments.weights) if several else ""
+    folder = arguments.runs / f"{arguments.data}-{arm}{often}-{seed}-{steps}{size}"
     return arms.Run(folder, arguments.data, "imm", seed, steps, {**SETTINGS, **several})
 
 

@@ -8,7 +8,7 @@ from benchmarks.surface import Arguments, _ratios, _run, measure
 
 
 def test_ratios_of_known_distances():
-    arguments = Arguments(seeds=3, steps=(1, 2), blocks=(1, 2))
+    arguments = Arguments(seeds=3, steps=(1, 2), blocks=(1, 2), weights=(2, 1))
     known = {("one", 1): 2.0, ("surface", 1): 2.2, ("surface", 2): 3.0}
     found = {
         (arm, blocks, steps, seed): np.full(arms.DRAWS + 1, value * (1 + seed))
@@ -21,6 +21,8 @@ def test_ratios_of_known_distances():
     assert rows[1, 1].low == pytest.approx(rows[1, 1].high), "seeds are drawn alike for both arms"
     with pytest.raises(ValueError, match="must hold 1"):
         Arguments(blocks=(2, 4))
+    with pytest.raises(ValueError, match="weights .* must be one number for each"):
+        Arguments(blocks=(1, 4))
 
 
 def test_reading_finished_blocks_costs_training_something(tmp_path):
@@ -32,7 +34,9 @@ def test_reading_finished_blocks_costs_training_something(tmp_path):
 
 @pytest.mark.slow
 def test_a_small_run_of_all_of_it(tmp_path):
-    rows = measure(Arguments(seeds=1, quick=True, runs=tmp_path, blocks=(1, 2), steps=(1,), copies=1))
+    rows = measure(
+        Arguments(seeds=1, quick=True, runs=tmp_path, blocks=(1, 2), weights=(2, 1), steps=(1,), copies=1)
+    )
     assert [(row["arm"], row.get("blocks")) for row in rows[1:]] == [
         ("surface", 1), ("surface", 2), ("one", 1), ("ratio", 1), ("ratio", 2)
     ]  # fmt: skip
