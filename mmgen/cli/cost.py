@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmgen.cli.arguments import parse
-from mmgen.evaluation.tradeoff import TradeoffConfig
+from mmgen.evaluation.tradeoff import AXES, TradeoffConfig
 from mmgen.sampling.calibration import Calibration
 from mmgen.sampling.predict import ModelFacts, predict_pictures
 from mmgen.sampling.probes import calibrate
@@ -29,6 +29,10 @@ class Cost:
     """numbers of refinement steps of a block"""
     guidance: tuple[float, ...] = (1.0, 2.0)
     """1 is none; others cost two network evaluations a step"""
+    thinking: tuple[int, ...] = (0,)
+    """numbers of tokens that are written before a picture; as many as that are counted"""
+    candidates: tuple[int, ...] = (1,)
+    """numbers of pictures that are drawn for a prompt, of which one is kept"""
     num: int = 1
     """pictures that are asked for at once"""
     prompt_tokens: int = 8
@@ -58,14 +62,15 @@ def main(argv: Sequence[str]) -> int:
         calibrate(sampler, args.batch_sizes).save(path)
     calibration = Calibration.load(path, device) if path.is_file() else None
     table = Table(title=f"{args.num} pictures", box=box.SIMPLE_HEAD, title_justify="left")
-    for name in ("blocks", "steps", "guidance", "evaluations", "GFLOP", "cache MB", "seconds"):
+    axes = {name: getattr(args, name) for name in AXES}
+    shown = [name for name in AXES if name in AXES[:3] or len(axes[name]) > 1]
+    for name in (*shown, "calls", "GFLOP", "MB", "seconds"):
         table.add_column(name, justify="right")
-    axes = {"blocks": args.blocks, "steps": args.steps, "guidance": args.guidance}
     for plan in TradeoffConfig(axes).plans(sampler.plan):
         work = predict_pictures(facts, plan, [args.prompt_tokens] * args.num, grid)
         cost = work.cost
         seconds = f"{calibration.seconds(work):.3g}" if calibration else ""
-        where = (str(plan.blocks), str(plan.steps), f"{plan.guidance:g}")
+        where = (f"{getattr(plan, name):g}" for name in shown)
         table.add_row(
             *where, str(cost.nfe), f"{cost.flops / 1e9:.3g}", f"{work.cache_bytes / 1e6:.3g}", seconds
         )

@@ -39,7 +39,7 @@ def features(work: Work) -> dict[str, float]:
         add("decoded_tokens", batch.decoded)
         add("encoded_tokens", batch.encoded)
         for call in batch.calls:
-            kind = "read" if call.kind in ("prefill", "commit") else call.kind
+            kind = "read" if call.kind in ("prefill", "commit", "score") else call.kind
             single = kind == "decode" and call.rows * call.tokens == 1
             add("decode_single_calls" if single else f"{kind}_calls", call.times)
             if kind == "read":

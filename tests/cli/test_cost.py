@@ -25,6 +25,16 @@ def test_plans_are_priced_and_seconds_come_with_a_calibration(
     printed = capsys.readouterr().out
     row = next(line.split() for line in printed.splitlines() if line.split()[1:3] == ["2", "2"])
     assert float(row[6]) > 0 and "--calibrate makes one" not in printed
+    more = ["--thinking", "0", "2", "--candidates", "1", "3"]
+    assert main(["cost", str(run), *ARGUMENTS, *more]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.split()[1:3] == ["2", "2"]]
+    assert len(rows) == 8 and {tuple(row[3:5]) for row in rows} == {
+        ("0", "1"),
+        ("0", "3"),
+        ("2", "1"),
+        ("2", "3"),
+    }
+    assert all(float(row[8]) > 0 for row in rows), "scores and thoughts are of what was timed"
     path = run / CALIBRATION
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "machine": {**record["machine"], "processor": "abacus"}}))
