@@ -55,7 +55,8 @@ def _measured(arguments: Arguments) -> tuple[Judge, list[Measured]]:
     with path.open(encoding="utf-8") as file:
         header = json.loads(file.readline())
     scorer = None if header["scorer"] == "none" else header["scorer"]
-    config = TradeoffConfig(num=header["num"], split=header["split"], seed=header["seed"], scorer=scorer)
+    shared = {name: header[name] for name in ("num", "split", "seed", "level")}
+    config = TradeoffConfig(scorer=scorer, **shared)
     judge = Judge(load(arguments.run, header["weights"]), load_run_config(run).data.sources, config)
     store = Store(folder, header, [real.key for real in judge.chosen])
     if len(store.found) < 2:

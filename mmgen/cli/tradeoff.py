@@ -74,6 +74,8 @@ class Tradeoff:
     """prompts"""
     split: str | None = None
     """of the data's splits, where training is called seen; default: the first held-out one"""
+    level: str = "text"
+    """of detail of the captions that are prompts: short ones, such as name or group of the emoji, have many pictures"""
     seed: int = 0
     """of the noise that pictures start from"""
     weights: str = "ema"
@@ -92,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
     if scorer == "auto":
         scorer = "likelihood" if describes(tasks) else "none"
     config = TradeoffConfig(
-        _axes(args), args.num, args.split, args.seed, None if scorer == "none" else scorer
+        _axes(args), args.num, args.split, args.seed, None if scorer == "none" else scorer, args.level
     )
     plans = config.plans(sampler.plan)
     rows_of_tokens = sampler.image.token_grid(*sampler.size)
@@ -106,6 +108,7 @@ def main(argv: Sequence[str]) -> int:
         "num": len(judge.chosen),
         "seed": args.seed,
         "scorer": scorer,
+        "level": args.level,
     }
     store = Store(args.out or run / "tradeoff", header, [real.key for real in judge.chosen])
     store.keep_real(judge.features)

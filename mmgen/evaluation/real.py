@@ -4,7 +4,7 @@ Reads data; measures nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
@@ -33,6 +33,8 @@ class RealPicture:
     name: str
     concept: str
     style: str
+    captions: Mapping[str, str] = field(default_factory=dict)
+    """by level of detail"""
 
 
 def splits_of(sources: Mapping[str, SourceConfig]) -> list[str]:
@@ -96,4 +98,5 @@ def _real_picture(sample: Sample, picture: Image.Image, size: tuple[int, int]) -
         name=sample.captions.get("name", prompt),
         concept=str(sample.metadata.get("concept", prompt)),
         style=str(sample.metadata.get("style", half)),
+        captions=sample.captions,
     )

@@ -52,7 +52,8 @@ class TradeoffConfig:
     """Which plans are measured, and on how many prompts of which split (none: the first held-out one).
 
     An axis is a field of `Plan` with values for it, or `package.module:function`, which makes a plan of a plan and one
-    of the values. `scorer` judges every picture too, for planners that look at them.
+    of the values. `scorer` judges every picture too, for planners that look at them. Prompts are
+    the captions of one `level` of detail.
     """
 
     axes: Mapping[str, Sequence[Any]] = field(
@@ -62,6 +63,7 @@ class TradeoffConfig:
     split: str | None = None
     seed: int = 0
     scorer: str | None = None
+    level: str = "text"
 
     def __post_init__(self) -> None:
         known = [each.name for each in fields(Plan)]
@@ -127,27 +129,32 @@ class Judge:
     """The real side of a surface: prompts, their pictures in features and latents, and the halves of the prompts."""
 
     def __init__(self, sampler: Sampler, sources: Mapping[str, SourceConfig], config: TradeoffConfig) -> None:
-        there = splits_of(sources)
-        self.split = config.split or next((split for split in there if split != SEEN), SEEN)
-        if self.split not in there:
-            raise ValueError(f"the data has no split {self.split!r}, only {', '.join(there)}")
+        splits = splits_of(sources)
+        self.split = config.split or next((split for split in splits if split != SEEN), SEEN)
+        if self.split not in splits:
+            raise ValueError(f"the data has no split {self.split!r}, only {', '.join(splits)}")
         self.lite0 = Lite0Features()
-        pictures = {split: self._pictures(sampler, sources, split) for split in there}
-        self.chosen = pictures[self.split][: config.num]
+        pictures = {split: self._pictures(sampler, sources, split) for split in splits}
+        self.level = config.level
+        there = [i for i, real in enumerate(pictures[self.split]) if real.captions.get(self.level)][
+            : config.num
+        ]
+        self.chosen = [pictures[self.split][i] for i in there]
         if len(self.chosen) < 8:
             raise ValueError(
-                f"the split {self.split!r} has {len(self.chosen)} captioned pictures, at least 8 are needed"
+                f"the split {self.split!r} has {len(self.chosen)} pictures with a caption {self.level!r}, at least 8 "
+                "are needed"
             )
         gallery = [SEEN] if self.split == SEEN else [SEEN, self.split]
         self.gallery = [real for name in gallery for real in pictures[name]]
         features = {name: self._features(members) for name, members in pictures.items()}
         self.gallery_features = torch.cat([features[name] for name in gallery])
-        self.features = features[self.split][: len(self.chosen)]
+        self.features = features[self.split][there]
         self.latents = encode([real.picture for real in self.chosen], sampler).flatten(1)
         self.training = features[SEEN]
         self.scorer = config.scorer
         self.classifier = self._classifier(pictures[SEEN])
-        held_out = [name for name in there if name != SEEN] if self.split == SEEN else [self.split]
+        held_out = [name for name in splits if name != SEEN] if self.split == SEEN else [self.split]
         reference = torch.cat([features[name] for name in held_out])
         self.threshold = None
         if len(reference) >= MIN_HELD_OUT:
@@ -155,7 +162,7 @@ class Judge:
 
     @property
     def prompts(self) -> list[str]:
-        return [real.prompt for real in self.chosen]
+        return [real.captions[self.level] for real in self.chosen]
 
     def _pictures(
         self, sampler: Sampler, sources: Mapping[str, SourceConfig], split: str

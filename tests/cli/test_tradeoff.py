@@ -86,6 +86,10 @@ def test_more_axes_and_a_scorer_are_asked_for_by_name(
         (["--axis", "shfit=1"], "shift"),
         (["--axis", "shift=far"], "shift"),
         (["--blocks", "5"], "blocks 5: a picture of 4 rows"),
+        (
+            ["--level", "group"],
+            "the split 'test' has 0 pictures with a caption 'group', at least 8 are needed",
+        ),
     ):
         assert main(["tradeoff", str(run), *few, *words]) == 2
         assert message in capsys.readouterr().err

@@ -132,3 +132,20 @@ def test_labels_are_judged_where_there_are_few_with_many_pictures_each(
     monkeypatch.setattr(real, "classifier", classifier)
     monkeypatch.setattr(real, "chosen", two[:24])
     assert real.labels(ones).all() and not real.labels(1 - ones).any()
+
+
+def test_prompts_are_captions_of_one_level_and_pictures_without_it_are_left_out(tmp_path: Path) -> None:
+    named = [
+        replace(sample, captions={**sample.captions, "group": f"thing {index % 3}"}) if index % 2 else sample
+        for index, sample in enumerate(samples())
+    ]
+    write_shards(tmp_path / "data", named, split_of, "shapes")
+    model = parts.model(dtype=torch.float32)
+    sampler = Better(model, parts.modalities(), build_objective(FlowMatchingConfig()), (SIZE, SIZE))
+    source = {"shapes": SourceConfig(str(tmp_path / "data"))}
+    judges = {level: Judge(sampler, source, TradeoffConfig(level=level)) for level in ("text", "group")}
+    assert 8 <= len(judges["group"].chosen) < len(judges["text"].chosen)
+    assert set(judges["group"].prompts) == {"thing 0", "thing 1", "thing 2"}
+    place = {real.key: index for index, real in enumerate(judges["text"].chosen)}
+    for row, real in enumerate(judges["group"].chosen):
+        assert torch.equal(judges["group"].features[row], judges["text"].features[place[real.key]])
