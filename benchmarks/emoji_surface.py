@@ -1,9 +1,10 @@
 """The surface of one checkpoint on captioned emoji: what blocks, steps, guidance, thoughts and candidates buy.
 
-Trains `configs/surface.yaml` (half an hour of two CPU cores; a run that is there is taken as it is), measures it by
-`mmgen tradeoff` on held-out (concept, style) pairs over all axes, and on training prompts over blocks, steps and
-guidance, and writes `report.html` of both beside the run. Rows are the plans whose guidance was chosen, with the
-figures of the half of the prompts on which nothing was chosen, and the table of text.
+Trains `configs/surface.yaml` (half an hour of two CPU cores; a run that is there is taken as it is) and measures it
+by `mmgen tradeoff`: on held-out (concept, style) pairs over all axes, on training prompts over blocks, steps and
+guidance, and on prompts that name a group alone ("an animal"), with thoughts of several lengths. Writes `report.html`
+of all three beside the run. Rows are the plans whose guidance was chosen, with the figures of the half of the prompts
+on which nothing was chosen, and the table of text.
 """
 
 import json
@@ -36,6 +37,8 @@ class Arguments(harness.Arguments):
     """Of held-out prompts alone."""
     candidates: tuple[int, ...] = (1, 4)
     """Of held-out prompts alone."""
+    lengths: tuple[int, ...] = (0, 12, 24)
+    """Of thoughts after prompts that name a group alone."""
     num: int = 200
     """Prompts of each split at most."""
 
@@ -49,24 +52,28 @@ class Arguments(harness.Arguments):
 
 def measure(arguments: Arguments) -> list[harness.Row]:
     _train(arguments)
-    both = ["--blocks", *map(str, arguments.blocks), "--steps", *map(str, arguments.steps)]
-    both += ["--guidance", *map(str, arguments.guidance), "--num", str(arguments.num)]
-    more = ["--thinking", *map(str, arguments.thinking), "--candidates", *map(str, arguments.candidates)]
-    splits = {
-        "unseen_pairs": (arguments.run / "tradeoff", more),
-        "seen": (arguments.run / "tradeoff-seen", []),
+    steps = ["--steps", *map(str, arguments.steps)]
+    blocks = ["--blocks", *map(str, arguments.blocks)]
+    thinking = ["--thinking", *map(str, arguments.thinking)]
+    candidates = ["--candidates", *map(str, arguments.candidates)]
+    shared = ["--guidance", *map(str, arguments.guidance), "--num", str(arguments.num)]
+    vague = ["--level", "group", "--steps", "1", "2", "4", "--thinking", *map(str, arguments.lengths)]
+    # prompts -> split, folder, axes
+    measured = {
+        "held-out pairs": ("unseen_pairs", "tradeoff", [*blocks, *steps, *thinking, *candidates]),
+        "training": ("seen", "tradeoff-seen", [*blocks, *steps]),
+        "groups": ("seen", "tradeoff-group", vague),
     }
     rows: list[harness.Row] = []
-    for split, (folder, axes) in splits.items():
-        words = [str(arguments.run), "--split", split, "--out", str(folder), *both, *axes]
-        _call("tradeoff", words)
+    folders = []
+    for prompts, (split, name, axes) in measured.items():
+        folder = arguments.run / name
+        folders.append(str(folder))
+        _call("tradeoff", [str(arguments.run), "--split", split, "--out", str(folder), *shared, *axes])
         record = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        rows += [{"split": split, "real": "floor", "kid_lite0": _estimate(record["floor"])}]
-        rows += [{"split": split, **row} for row in _rows(record)]
-    _call(
-        "report",
-        [*(str(folder) for folder, _ in splits.values()), "--out", str(arguments.run / "report.html")],
-    )
+        rows += [{"prompts": prompts, "real": "floor", "kid_lite0": _estimate(record["floor"])}]
+        rows += [{"prompts": prompts, **row} for row in _rows(record)]
+    _call("report", [*folders, "--out", str(arguments.run / "report.html")])
     return rows
 
 
