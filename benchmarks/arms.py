@@ -295,6 +295,12 @@ def resampled(features: Float[Tensor, "N F"], real: Float[Tensor, "M F"], seed: 
     return found
 
 
+def seed_draws(name: str, num: int) -> np.ndarray:
+    """How often each of `num` seeds counts: once each, and then in every bootstrap draw [1 + DRAWS, num]."""
+    drawn = keyed_numpy(name, "seeds").multinomial(num, [1 / num] * num, size=DRAWS)
+    return np.concatenate([np.ones((1, num)), drawn])
+
+
 def estimate(values: np.ndarray, num: int) -> Estimate:
     """The first value, with the interval that holds 95 % of the others."""
     low, high = np.quantile(values[1:], [0.025, 0.975])

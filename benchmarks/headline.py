@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks import arms, harness
-from mmgen.rng import keyed_numpy
 from mmgen.sampling.plan import Plan
 from mmgen.training.run import load
 
@@ -152,9 +151,7 @@ def _ratios(scored: Sequence[Score], arguments: Arguments) -> list[harness.Row]:
     """IMM at N over flow matching at every N', and the step ratio: how many steps flow matching needs, over N."""
     draws = {(score.run.objective, score.steps, score.run.seed): score.draws for score in scored}
     seeds = range(arguments.seeds)
-    rng = keyed_numpy("headline", "seeds")
-    weights = rng.multinomial(len(seeds), [1 / len(seeds)] * len(seeds), size=arms.DRAWS)
-    weights = np.concatenate([np.ones((1, len(seeds))), weights])
+    weights = arms.seed_draws("headline", len(seeds))
 
     def means(objective: str, steps: int, metric: str) -> np.ndarray:
         values = np.stack([draws[objective, steps, seed][metric] for seed in seeds], axis=1)

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import arms, harness
-from mmgen.rng import keyed_numpy
 from mmgen.sampling.plan import Plan
 from mmgen.training.run import load
 
@@ -56,8 +55,8 @@ Found = Mapping[tuple[str, int, int, int], np.ndarray]
 
 
 def measure(arguments: Arguments) -> list[harness.Row]:
-    arms.prepare(arguments.data)
-    steps = 20 if arguments.quick else arguments.train_steps or arms.prepare(arguments.data).train.steps
+    config = arms.prepare(arguments.data)
+    steps = 20 if arguments.quick else arguments.train_steps or config.train.steps
     flops = {arm: arms.picture_flops(_run(arm, 0, 1, arguments).config()) for arm in ("surface", "one")}
     lengths = {"surface": steps, "one": round(steps * flops["surface"] / flops["one"])}
     runs = [
@@ -104,9 +103,7 @@ def _scored(arguments: Arguments, run: arms.Run) -> list[tuple[harness.Row, np.n
 def _ratios(found: Found, arguments: Arguments) -> list[harness.Row]:
     """The surface model's distance over that of the one of one block, seeds drawn with replacement."""
     seeds = range(arguments.seeds)
-    rng = keyed_numpy("surface", "seeds")
-    weights = rng.multinomial(len(seeds), [1 / len(seeds)] * len(seeds), size=arms.DRAWS)
-    weights = np.concatenate([np.ones((1, len(seeds))), weights])
+    weights = arms.seed_draws("surface", len(seeds))
 
     def mean(arm: str, blocks: int, steps: int) -> np.ndarray:
         values = np.stack([found[arm, blocks, steps, seed] for seed in seeds], axis=1)

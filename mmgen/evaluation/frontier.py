@@ -117,19 +117,11 @@ class Surface:
         found = self.rows[index][half].get(figure)
         return found and (found["value"] if better(figure) == "lower" else -found["value"])
 
-    def _by_cost(self, members: Sequence[int], cost: str, figure: str) -> list[tuple[float, float, int]]:
-        losses = ((i, self.loss(i, figure)) for i in members)
-        return sorted((self.rows[i][cost], loss, i) for i, loss in losses if loss is not None)
-
     def front(self, members: Sequence[int], cost: str, figure: str) -> list[int]:
         """Of the members those that no cheaper one beats, cheap ones first."""
-        found: list[int] = []
-        least = math.inf
-        for _, loss, index in self._by_cost(members, cost, figure):
-            if loss < least:
-                least = loss
-                found.append(index)
-        return found
+        known = [(i, loss) for i in members if (loss := self.loss(i, figure)) is not None]
+        places = pareto_front([self.rows[i][cost] for i, _ in known], [loss for _, loss in known])
+        return [known[place][0] for place in places]
 
     def best(self, members: Sequence[int], cost: str, figure: str, budget: float) -> int | None:
         """The best member that costs no more; of equals the cheapest. None where there is none."""
@@ -220,6 +212,17 @@ class Surface:
             if not found or found[-1][1] != index:
                 found.append((amount, index))
         return found
+
+
+def pareto_front(costs: Sequence[float], losses: Sequence[float]) -> list[int]:
+    """Those that nothing cheaper, and nothing as cheap, beats; cheap ones first."""
+    found: list[int] = []
+    least = math.inf
+    for index in sorted(range(len(costs)), key=lambda i: (costs[i], losses[i])):
+        if losses[index] < least:
+            least = losses[index]
+            found.append(index)
+    return found
 
 
 def difference(before: Row, after: Row, correlation: float = 0.0) -> tuple[float, float, float]:

@@ -15,13 +15,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mmgen.evaluation.distances import kid_value
+from mmgen.evaluation.frontier import CURRENCIES, pareto_front
 from mmgen.evaluation.intervals import Estimate, spread
 from mmgen.evaluation.tradeoff import Judge, Measured
 from mmgen.rng import keyed_numpy
 from mmgen.sampling.adaptive import Policy
 from mmgen.sampling.planner import LOWER_IS_BETTER
 
-CURRENCIES = ("nfe", "flops", "seconds")
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)  # of prompts that are drawn again
 SPLITS = 40
 BUDGETS = 8
@@ -65,12 +65,7 @@ def mixtures(measured: Sequence[Measured], scorer: str, part: Int[Tensor, "H"]) 
 def front(measured: Sequence[Measured], losses: Sequence[float], currency: str) -> list[Measured]:
     """Those that no cheaper one beats, cheap ones first. Policies are made of these: of all plans they would be tens of
     thousands."""
-    found, best = [], float("inf")
-    for index in sorted(range(len(measured)), key=lambda i: (getattr(measured[i], currency), losses[i])):
-        if losses[index] < best:
-            best = losses[index]
-            found.append(measured[index])
-    return found
+    return [measured[i] for i in pareto_front([getattr(each, currency) for each in measured], losses)]
 
 
 def loss(measured: Measured, judge: Judge, figure: str, part: Int[Tensor, "H"]) -> float:

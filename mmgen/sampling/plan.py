@@ -1,14 +1,16 @@
 """A plan: how much compute one request spends, and on what."""
 
 import importlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 SOLVERS = ("euler", "heun", "restart")
 SCORERS = ("likelihood",)
 
 MAX_BATCH = 64
 """requests that are drawn together at most"""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,12 @@ class Plan:
     def block_steps(self) -> tuple[int, ...]:
         """Refinement steps of each block."""
         return self.steps if isinstance(self.steps, tuple) else (self.steps,) * self.blocks
+
+
+def batches(items: Sequence[T], most: int = MAX_BATCH) -> Iterator[Sequence[T]]:
+    """The items in their order, at most so many at a time."""
+    for start in range(0, len(items), most):
+        yield items[start : start + most]
 
 
 def import_function(path: str, what: str) -> Any:

@@ -5,10 +5,10 @@
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,11 +20,10 @@ from mmgen.model.trunk import TrunkConfig
 from mmgen.objectives import Objective
 from mmgen.sampling.cost import Cost, context_flops, head_flops, state_flops
 from mmgen.sampling.loops import guided, heun, plan_times, pushforward, restart
-from mmgen.sampling.plan import MAX_BATCH, Plan, import_function
+from mmgen.sampling.plan import MAX_BATCH, Plan, batches, import_function
 
 BEGIN, SIZE = 1, 2  # tokens that begin a document, and that say how large a picture is
 NEW_LINE = 1  # between two texts; a tokenizer may take more
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -175,10 +174,10 @@ def predict_pictures(
         raise ValueError(f"scorer {plan.scorer}: what it costs is not known, of likelihood it is")
     written = Written.evenly(plan.thinking, thought) if plan.thinking else None
     most = max(1, MAX_BATCH // plan.candidates)
-    batches = [_pictures(facts, plan, each, grid, written) for each in _batches(prompt_tokens, most)]
+    made = [_pictures(facts, plan, each, grid, written) for each in batches(prompt_tokens, most)]
     drawn = len(prompt_tokens) * plan.candidates
     tokens, passes = (written.tokens, len(written.kept)) if written else (0, 0)
-    return Work(facts, tuple(batches), drawn * tokens, drawn * passes)
+    return Work(facts, tuple(made), drawn * tokens, drawn * passes)
 
 
 def predict_texts(
@@ -199,18 +198,14 @@ def predict_texts(
     if len(written) != len(context_tokens):
         raise ValueError(f"{len(context_tokens)} contexts of {len(written)} texts: give one for each")
     texts = list(zip(context_tokens, written, strict=True))
-    batches = tuple(_texts(plan, each, picture_tokens) for each in _batches(texts))
+    made = tuple(_texts(plan, each, picture_tokens) for each in batches(texts))
     tokens, passes = sum(each.tokens for each in written), sum(len(each.kept) for each in written)
-    return Work(facts, batches, tokens, passes)
+    return Work(facts, made, tokens, passes)
 
 
 def described_tokens(grid: tuple[int, int]) -> int:
     """The context of a text that describes a picture."""
     return BEGIN + SIZE + grid[0] * grid[1]
-
-
-def _batches(requests: Sequence[T], most: int = MAX_BATCH) -> Iterator[Sequence[T]]:
-    return (requests[start : start + most] for start in range(0, len(requests), most))
 
 
 def _pictures(

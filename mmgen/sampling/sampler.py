@@ -20,9 +20,9 @@ from mmgen.sampling.batch import Batch, Made, Row
 from mmgen.sampling.context import Context
 from mmgen.sampling.cost import Cost
 from mmgen.sampling.documents import Documents
-from mmgen.sampling.plan import MAX_BATCH, Plan
+from mmgen.sampling.plan import MAX_BATCH, Plan, batches
 from mmgen.sampling.request import Answer, Answers, Listener, Part, Request
-from mmgen.sampling.score import score_pictures
+from mmgen.sampling.score import log_likelihood, score_pictures
 from mmgen.tokenization.latents import tensor_to_picture
 
 
@@ -99,7 +99,7 @@ class Sampler:
             sorted(range(len(requests)), key=lambda i: str(kind(i))), key=kind
         ):
             most = max(1, MAX_BATCH // plan.candidates)
-            for indices in _chunks(list(members), most):
+            for indices in batches(list(members), most):
                 started = time.perf_counter()
                 rows = [Row(requests[i], i, seeds[i], c) for i in indices for c in range(plan.candidates)]
                 batch = Batch(self.model, self.objective, self.documents, rows, grid, plan, listen)
@@ -149,14 +149,12 @@ class Sampler:
     def bits(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "N"], Int[np.ndarray, "N"]]:
         """Negative log-likelihood in nats, and UTF-8 bytes, of each text as a whole document (its end included)."""
         nats = []
-        for chunk in _chunks(texts, MAX_BATCH):
+        for chunk in batches(texts):
             ids = [[*self.documents.join([text]), self.text.tokenizer.end] for text in chunk]
             rows = [[self.text.begin(), self.text.span(own, 1, predicted=False)] for own in ids]
             hidden = Context(self.model, self.modalities, rows, 0, Cost()).read_all()
             for row, own in enumerate(ids):
-                index = torch.tensor(own, device=hidden.device)[:, None]
-                log_probs = self.model.logits(hidden[row, : len(own)]).double().log_softmax(-1)
-                nats.append(-log_probs.gather(-1, index).sum().item())
+                nats.append(-log_likelihood(self.model, hidden[row, : len(own)], own).item())
         return np.array(nats), np.array([len(text.encode()) for text in texts])
 
     def _grid(self, request: Request) -> tuple[int, int]:
@@ -206,8 +204,3 @@ class Sampler:
             ]
             answers.append(Answer(tuple(parts), tuple(each), tuple(own.thoughts), score))
         return answers
-
-
-def _chunks(items: Sequence, most: int) -> Iterator[Sequence]:
-    for start in range(0, len(items), most):
-        yield items[start : start + most]

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmgen.model.model import Model
 from mmgen.rng import keyed_numpy
 from mmgen.sampling.context import Context
 from mmgen.sampling.cost import Cost, head_flops
-from mmgen.sampling.plan import MAX_BATCH, import_function
+from mmgen.sampling.plan import MAX_BATCH, batches, import_function
 from mmgen.sampling.request import Request
 
 if TYPE_CHECKING:
@@ -59,11 +60,15 @@ def likelihood(
     scores = []
     for row, (spans, ids) in enumerate(zip(documents, labels, strict=True)):
         last = sum(map(len, spans))
-        logits = sampler.model.logits(hidden[row, last - len(ids) : last])
-        cost.score_flops += head_flops(sampler.model.config, len(ids), logits.shape[-1])
-        index = torch.tensor(ids, device=logits.device)[:, None]
-        scores.append(logits.double().log_softmax(-1).gather(-1, index).sum())
+        cost.score_flops += head_flops(sampler.model.config, len(ids), text.tokenizer.vocab_size)
+        scores.append(log_likelihood(sampler.model, hidden[row, last - len(ids) : last], ids))
     return torch.stack(scores).cpu()
+
+
+def log_likelihood(model: Model, hidden: Float[Tensor, "N W"], ids: Sequence[int]) -> Float[Tensor, ""]:
+    """Summed log-probability of N tokens in nats, given the final hidden state before each; in float64."""
+    index = torch.tensor(ids, device=hidden.device)[:, None]
+    return model.logits(hidden).double().log_softmax(-1).gather(-1, index).sum()
 
 
 def score_pictures(
@@ -77,9 +82,8 @@ def score_pictures(
     score, found = load_scorer(scorer), []
     started = time.perf_counter()
     with torch.inference_mode():
-        for start in range(0, len(requests), MAX_BATCH):
-            part = slice(start, start + MAX_BATCH)
-            found.append(score(sampler, requests[part], latents[part], cost))
+        for part, drawn in zip(batches(requests), latents.split(MAX_BATCH), strict=True):
+            found.append(score(sampler, part, drawn, cost))
     cost.seconds += time.perf_counter() - started
     return torch.cat(found)
 

@@ -492,13 +492,3 @@ def test_the_ends_of_the_path_have_their_shares(t_min: float):
         times.t == 0.99 or times.s == t_min
         for times in (plain.draw_times(lambda draw: draw.random(), draw) for _ in range(4000))
     ), "by chance they are never drawn"
-
-
-def test_each_kind_of_objective_has_its_own_loss():
-    imm, flow = IMM(IMMConfig()), FlowMatching(FlowMatchingConfig())
-    assert imm.needs_target and imm.particles == 4 and not flow.needs_target and flow.particles == 1
-    x = torch.zeros(1, 4, 8)
-    with pytest.raises(NotImplementedError, match="IMM is `group_loss`"):
-        imm.token_loss(x, x, x)
-    with pytest.raises(NotImplementedError, match="FlowMatching is `token_loss`"):
-        flow.group_loss(x, x, x, x, column(0.5), column(0.0), column(0.2))
