@@ -24,8 +24,8 @@ from mmgen.objectives import IMM, IMMConfig
 from mmgen.objectives.base import Times
 from mmgen.training.checkpoint import load_model_weights
 from mmgen.training.feed import feeds
+from mmgen.training.losses import compute_losses
 from mmgen.training.run import Parts, build, find_checkpoint, load_run_config
-from mmgen.training.trainer import compute_losses
 
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.95, 0.994)  # of the buckets of t
 CPU = torch.device("cpu")

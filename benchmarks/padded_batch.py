@@ -22,8 +22,8 @@ from mmgen.objectives.draw import draw_state
 from mmgen.rng import keyed_numpy
 from mmgen.sequence import PAD, Document, PackedBatch
 from mmgen.training.feed import Feed
+from mmgen.training.losses import compute_losses, weighted
 from mmgen.training.run import Parts, RunConfig, build
-from mmgen.training.trainer import compute_losses, weighted
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from mmgen.sampling.cost import target_pass_ratio
 from mmgen.sequence import Document, Span
 from mmgen.tokenization.text import load_text_tokenizer
 from mmgen.training.feed import Feed
+from mmgen.training.losses import compute_losses
 from mmgen.training.run import Parts
-from mmgen.training.trainer import compute_losses
 
 SHARES = (0.2, 0.5, 0.8)
 SIDE = 8  # tokens of a picture's height and width

@@ -19,6 +19,7 @@ COMMANDS = {
     "tradeoff": ("mmgen.cli.tradeoff", "measure what each unit of inference compute buys"),
     "report": ("mmgen.cli.report", "one page of what was measured, to look at in a browser"),
     "cost": ("mmgen.cli.cost", "say what plans will cost, before anything is drawn"),
+    "import": ("mmgen.cli.import_", "make a run to begin from out of a Qwen3 checkpoint"),
     "export": ("mmgen.cli.export", "write what sampling needs of a run, to ship it"),
     "tokenizer": ("mmgen.cli.tokenizer", "train text and latent tokenizers, encode shards"),
 }

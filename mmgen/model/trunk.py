@@ -10,18 +10,31 @@ heads, E head dim, I instances, N blocks.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import embedding as gather
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from mmgen.model.attention import Attend
 from mmgen.model.rope import rope_angles, rotate
 from mmgen.model.time import TimeConditioning
 
 KeyValue = tuple[Float[Tensor, "B L K E"], Float[Tensor, "B L K E"]]
+
+Checkpointing = Literal["none", "selective", "full"]
+# What selective checkpointing keeps: the results of matrix products and of attention, which cost most to make again.
+_KEPT = [
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+]
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,16 @@ def narrow(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
+class RMSNorm(nn.RMSNorm):
+    """Computed in float32 at least whatever comes in, and the weights are (in bfloat16 where ranks share them so)."""
+
+    def forward(self, x: Float[Tensor, "... W"]) -> Float[Tensor, "... W"]:
+        # torch has no fused norm for two dtypes
+        wide = torch.promote_types(x.dtype, torch.float32)
+        normed = nn.functional.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps)
+        return normed.to(x.dtype)
+
+
 class Attention(nn.Module):
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
@@ -69,8 +92,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.width, bias=False)
-        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
-        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
 
     def forward(
         self, x: Float[Tensor, "B L W"], rope: tuple[Tensor, Tensor], attend: Attend, past: KeyValue | None
@@ -79,9 +102,7 @@ class Attention(nn.Module):
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        # normalised in the weights' precision: torch has no fused RMS norm for two dtypes
-        q, k = (norm(x.to(norm.weight.dtype)).to(v.dtype) for norm, x in ((self.q_norm, q), (self.k_norm, k)))
-        q, k = rotate(q, *rope), rotate(k, *rope)
+        q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
         keys, values = (k, v) if past is None else (torch.cat([past[0], k], 1), torch.cat([past[1], v], 1))
         return self.o_proj(attend(q, keys, values).flatten(-2)), (k, v)
 
@@ -115,9 +136,10 @@ class Inputs:
 class Block(nn.Module):
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.checkpointing: Checkpointing = "none"
+        self.input_layernorm = RMSNorm(config.width, eps=config.norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = FeedForward(config)
         self.state_mlp = FeedForward(config) if config.state_ffn else None
 
@@ -156,6 +178,34 @@ class Block(nn.Module):
         Last, refine the target state against the same ones, without gradient: nothing of the context is computed for
         it, and only one block's keys and values need be alive (or, where weights are sharded, one block's weights).
         """
+        both = self._expand_and_refine
+        if self.checkpointing != "none" and torch.is_grad_enabled():
+            how: dict[str, Any] = {
+                "use_reentrant": False,
+                "preserve_rng_state": False,
+            }  # nothing here is drawn
+            if self.checkpointing == "selective":
+                how["context_fn"] = partial(create_selective_checkpoint_contexts, _KEPT)
+            both = partial(checkpoint, both, **how)
+        context, state, kv = both(context, state, context_inputs, state_inputs, past)
+        if target is not None:
+            reads = kv if kv is not None else past
+            assert target_inputs is not None and state is not None and reads is not None
+            # Outside of what is computed again in the backward pass, which has no use for it. After the student:
+            # autocast keeps a weight's cast for all who use it, and the student's gradient must not go through one
+            # that was made here.
+            with torch.no_grad():
+                target = self.refine(target, target_inputs, reads)
+        return context, state, target, kv
+
+    def _expand_and_refine(
+        self,
+        context: Tensor | None,
+        state: Tensor | None,
+        context_inputs: Inputs | None,
+        state_inputs: Inputs | None,
+        past: KeyValue | None,
+    ) -> tuple[Tensor | None, Tensor | None, KeyValue | None]:
         kv = None
         if context is not None:
             assert context_inputs is not None
@@ -164,13 +214,7 @@ class Block(nn.Module):
             reads = kv if kv is not None else past
             assert state_inputs is not None and reads is not None, "a state is refined against a context"
             state = self.refine(state, state_inputs, reads)
-        if target is not None:
-            assert target_inputs is not None and state is not None and reads is not None
-            # After the student: autocast keeps a weight's cast for all who use it, and the student's gradient must not
-            # go through one that was made here.
-            with torch.no_grad():
-                target = self.refine(target, target_inputs, reads)
-        return context, state, target, kv
+        return context, state, kv
 
 
 class Trunk(nn.Module):
@@ -178,7 +222,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.norm = RMSNorm(config.width, eps=config.norm_eps)
         self.apply(self._init_weights)
         for name, parameter in self.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -235,6 +279,14 @@ class Trunk(nn.Module):
             own, others = state_inputs.of_block(index), target_inputs and target_inputs.of_block(index)
             context, state, target, _ = block(context, state, context_inputs, own, None, target, others)
         return context, state, target
+
+    def checkpoint_blocks(self, checkpointing: Checkpointing) -> None:
+        """Says what of a block's activations is kept for the backward pass: all, matrix products' and attention's
+        results, or its inputs alone. What is not kept is computed again there; a target pass never is.
+        """
+        for block in self.layers:
+            assert isinstance(block, Block)
+            block.checkpointing = checkpointing
 
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compiles `forward` of a block, whole; all blocks share what comes of it. The first calls take minutes.

@@ -1,5 +1,6 @@
 """The loss of text: cross entropy in nats, summed, so that who calls divides by a global count."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -8,5 +9,6 @@ from mmgen.sequence import NO_LABEL
 
 
 def text_loss(logits: Float[Tensor, "N V"], labels: Int[Tensor, "N"]) -> Float[Tensor, ""]:
-    """Summed cross entropy over labels that are not NO_LABEL, in float32."""
-    return F.cross_entropy(logits.float(), labels, ignore_index=NO_LABEL, reduction="sum")
+    """Summed cross entropy over labels that are not NO_LABEL, in float32 at least."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(wide, labels, ignore_index=NO_LABEL, reduction="sum")

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -34,6 +33,7 @@ from torch.distributed.tensor import DTensor
 
 from mmgen.files import sync_folder, write_text
 from mmgen.training.optim import Together
+from mmgen.training.ranks import barrier, current_rank, distributed, gathered
 
 FORMAT = 1
 MARKER = "complete"
@@ -61,31 +61,31 @@ def save_checkpoint(
         written_state = json.dumps(state, indent=1)
     except TypeError as error:
         raise ValueError(f"the scalars of a checkpoint must be JSON: {error}") from None
-    if _rank() == 0:
+    if current_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".step-*.partial"):  # of a run that was killed while writing
             shutil.rmtree(leftover)
         for section in sections:
             (beside / section).mkdir(parents=True)
-    _barrier()
+    barrier()
     for section, state_dict in sections.items():
         try:
             writer = HuggingFaceStorageWriter(str(beside / section), save_distributed=True)
             _quietly(dcp_save, _storable(state_dict), storage_writer=writer)
         except CheckpointException as error:  # a BaseException that carries the failures of all ranks
             cause = next(iter(error.failures.values()))[0]
-            if _rank() == 0:
+            if current_rank() == 0:
                 shutil.rmtree(beside, ignore_errors=True)
             raise OSError(f"checkpoint {target} could not be written: {cause}") from cause
-    _barrier()
-    if _rank() == 0:
+    barrier()
+    if current_rank() == 0:
         write_text(beside / _STATE, written_state)
         sizes = {str(file.relative_to(beside)): file.stat().st_size for file in _files(beside)}
         for section in sections:
             sync_folder(beside / section)
         write_text(beside / MARKER, json.dumps({"files": sizes}, indent=1))
         _move_into_place(beside, target)
-    _barrier()
+    barrier()
     return target
 
 
@@ -115,6 +115,13 @@ def load_model_weights(path: Path | str, which: str = "ema") -> dict[str, Tensor
     weights = {name: torch.empty(meta.size, dtype=meta.properties.dtype) for name, meta in stored.items()}
     _load(path / which, weights, reader)
     return weights
+
+
+def stored_names(path: Path | str, section: str) -> set[str]:
+    """Returns the names of a section's tensors. Raises ValueError as `load_checkpoint` does."""
+    path = Path(path)
+    read_state(path)
+    return set(_read_metadata(path, section)[0])
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -160,7 +167,7 @@ def prune(folder: Path | str, keep_last: int, milestones: int = 0) -> list[Path]
     kept |= {path for path in newest_first if milestones and _step(path) % milestones == 0}
     kept |= set([path for path in newest_first if _is_finite(path)][:1])
     removed = [path for path in newest_first if path not in kept]
-    if _rank() == 0:
+    if current_rank() == 0:
         for path in removed:
             (path / MARKER).unlink()  # first, so that a kill in the middle leaves no half that looks whole
             shutil.rmtree(path)
@@ -225,11 +232,7 @@ def _all_finite(sections: Mapping[str, Mapping[str, Tensor]]) -> bool:
     for tensor in (t for state in sections.values() for t in state.values()):
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         finite = finite and (not local.is_floating_point() or bool(local.isfinite().all()))
-    if _distributed():
-        verdicts: list[bool | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(verdicts, finite)
-        finite = all(verdicts)
-    return finite
+    return all(gathered(finite))
 
 
 def _read_metadata(path: Path, section: str) -> tuple[dict[str, TensorStorageMetadata], Any]:
@@ -281,7 +284,7 @@ def _quietly(call: Callable[..., Any], state: dict[str, Tensor], **arguments: An
         return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        call(state, no_dist=not _distributed(), **arguments)
+        call(state, no_dist=not distributed(), **arguments)
 
 
 def _move_into_place(beside: Path, target: Path) -> None:
@@ -298,16 +301,3 @@ def _move_into_place(beside: Path, target: Path) -> None:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _rank() -> int:
-    return dist.get_rank() if _distributed() else 0
-
-
-def _barrier() -> None:
-    if _distributed():
-        dist.barrier()

@@ -35,9 +35,47 @@ class Feed:
     attention: BatchAttention | None
     """None for dense: its masks are larger than the layouts they are made of, so they are made where the step is"""
     remarks: str
-    """what the loader says of its samples so far; of the first stream, since each reads all shards in time"""
+    """what the loader says of its samples so far; of a rank's first stream"""
     windows: Bool[Tensor, "B C"] | None = None
     """context tokens at which a joint head is trained; None where there is no such head"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which batches are a rank's own: of the `micro_batches` of every step those rank, rank + num_ranks, ...
+
+    Batches are numbered over the whole training, so that which there are depends on no rank. Raises ValueError where
+    the ranks cannot share them evenly.
+    """
+
+    micro_batches: int = 1
+    rank: int = 0
+    num_ranks: int = 1
+
+    def __post_init__(self) -> None:
+        if self.micro_batches % self.num_ranks:
+            raise ValueError(
+                f"train.micro_batches {self.micro_batches} must be a multiple of the {self.num_ranks} ranks: "
+                "each takes as many of a step's batches"
+            )
+
+    def check_streams(self, streams: int, workers: int) -> None:
+        """Raises ValueError where a stream of the data would not be one process's alone."""
+        makers = self.num_ranks * max(workers, 1)
+        if streams % makers:
+            ranks = f"{self.num_ranks} ranks x " if self.num_ranks > 1 else ""
+            raise ValueError(
+                f"data.streams {streams} must be a multiple of {makers} ({ranks}train.workers {workers}): "
+                "each stream is one process's"
+            )
+
+    @property
+    def num_own(self) -> int:
+        """Batches of a step that are the rank's."""
+        return self.micro_batches // self.num_ranks
+
+    def own_streams(self, streams: int) -> range:
+        return range(self.rank, streams, self.num_ranks)
 
 
 @dataclass(eq=False)
@@ -49,24 +87,26 @@ class _Feeds(IterableDataset):
     step: int
     total_steps: int
     joint: JointConfig | None
+    part: Part
 
     def __iter__(self) -> Iterator[tuple[Feed, int, dict[str, Any]] | ValueError]:
-        """Those of every so many steps as there are workers; also the stream, and its state after the batch."""
-        worker = get_worker_info()
+        """Every so many of the rank's batches as there are workers; also the stream, and its state after the batch."""
+        worker, part = get_worker_info(), self.part
         first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         batches = [iter(loader) for loader in self.loaders]
+        begin = self.step * part.micro_batches + part.rank
         try:
-            for step in count(self.step + first, stride):
-                stream = step % len(self.loaders)
+            for number in count(begin + first * part.num_ranks, stride * part.num_ranks):
+                stream = number % len(self.loaders)
                 loader, (batch, state) = self.loaders[stream], next(batches[stream])
                 # batches made ahead of the last step are never used, but they are made
-                fraction = min(step / self.total_steps, 1.0)
+                fraction = min(number // part.micro_batches / self.total_steps, 1.0)
                 drawn = draw_state(batch, loader.modalities, self.objective, self.seed, fraction)
                 windows = None
                 if self.joint is not None:
-                    windows = draw_windows(batch, self.joint.share, self.seed, step)
+                    windows = draw_windows(batch, self.joint.share, self.seed, number)
                 plan = None if self.backend == "dense" else plan_batch(batch, self.backend)
-                remarks = self.loaders[0].remarks() if stream == 0 else ""
+                remarks = loader.remarks() if stream == part.rank else ""
                 yield Feed(batch, drawn, plan, remarks, windows), stream, state
         except ValueError as error:
             yield error  # handed over whole: torch would wrap it in the worker's traceback
@@ -82,16 +122,17 @@ def feeds(
     total_steps: int,
     workers: int = 0,
     joint: JointConfig | None = None,
+    part: Part = Part(),
 ) -> Iterator[tuple[Feed, list[dict[str, Any]]]]:
     """(batch ready for its step, the states of all loaders after it), without end; made by so many processes beside
-    this one, or in it.
+    this one, or in it. The batches and the streams are those of `part`; the states of others' streams stay as they are.
 
-    The first batch is that of `step` (counted from 0) of `total_steps`, on which an objective's schedule may depend.
+    The first batch is of `step` (counted from 0) of `total_steps`, on which an objective's schedule may depend.
     Raises ValueError where a loader does: no usable sample, or too many broken ones.
     """
-    assert not workers or len(loaders) % workers == 0, "a stream is made by one worker"
+    part.check_streams(len(loaders), workers)
     states = [loader.state() for loader in loaders]
-    items: Any = _Feeds(loaders, objective, seed, backend, step, total_steps, joint)
+    items: Any = _Feeds(loaders, objective, seed, backend, step, total_steps, joint, part)
     if workers:
         beside = {"num_workers": workers, "prefetch_factor": PREFETCH, "worker_init_fn": _begin_worker}
         items = DataLoader(items, batch_size=None, **beside)  # which asks its workers in turn
@@ -102,9 +143,9 @@ def feeds(
         yield feed, list(states)
 
 
-def draw_windows(batch: PackedBatch, share: float, seed: int, step: int) -> Bool[Tensor, "B C"]:
-    """A share of the context tokens that text follows, drawn anew at each step."""
-    uniform = torch.from_numpy(keyed_numpy(seed, "windows", step).random(batch.labels.shape))
+def draw_windows(batch: PackedBatch, share: float, seed: int, number: int) -> Bool[Tensor, "B C"]:
+    """A share of the context tokens that text follows, drawn anew for each batch."""
+    uniform = torch.from_numpy(keyed_numpy(seed, "windows", number).random(batch.labels.shape))
     return (batch.labels != NO_LABEL) & (uniform < share)
 
 

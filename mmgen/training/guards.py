@@ -9,8 +9,9 @@ import threading
 from types import FrameType
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from mmgen.training.ranks import in_all, in_any
 
 
 class FiniteGuard:
@@ -34,10 +35,8 @@ class FiniteGuard:
 
         Reduced on the device: one synchronisation. Raises FloatingPointError where the budget is spent.
         """
-        flags = torch.stack([value.detach().isfinite().all() for value in values.values()]).to(torch.int32)
-        if _distributed():
-            dist.all_reduce(flags, op=dist.ReduceOp.MIN)
-        finite = flags.tolist()
+        flags = torch.stack([value.detach().isfinite().all() for value in values.values()])
+        finite = in_all(flags).tolist()
         if all(finite):
             return True
         self.skipped += 1
@@ -80,13 +79,7 @@ class Interrupt:
 
     def requested(self) -> bool:
         """Returns whether any rank was asked to stop; with a process group every rank must call it."""
-        flag = self.received is not None
-        if _distributed():
-            device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-            reduced = torch.tensor(flag, dtype=torch.int32, device=device)
-            dist.all_reduce(reduced, op=dist.ReduceOp.MAX)
-            flag = bool(reduced)
-        return flag
+        return in_any(self.received is not None)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
@@ -99,7 +92,3 @@ class Interrupt:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
         self._previous = {}
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()

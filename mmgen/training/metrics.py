@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from torch import Tensor
 
 from mmgen.files import write_text
+from mmgen.training.ranks import current_rank, gathered
 
 METRICS = "metrics.jsonl"
 
@@ -53,12 +53,8 @@ class Meters:
         """Returns the mean of each name over all ranks and starts anew; a name that counted nothing is left out."""
         sums = {name: (float(total), float(count)) for name, (total, count) in self._sums.items()}
         self._sums = {}
-        gathered: list[Any] = [sums]
-        if dist.is_available() and dist.is_initialized():
-            gathered = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, sums)
         totals: dict[str, tuple[float, float]] = {}
-        for name, (total, count) in (item for part in gathered for item in part.items()):
+        for name, (total, count) in (item for part in gathered(sums) for item in part.items()):
             old_total, old_count = totals.get(name, (0.0, 0.0))
             totals[name] = (old_total + total, old_count + count)
         return {name: total / count for name, (total, count) in totals.items() if count}
@@ -128,7 +124,7 @@ class Reporter:
         console: Console | None = None,
     ):
         self.run, self.config, self.total_steps = Path(run), config, total_steps
-        self._first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+        self._first = current_rank() == 0
         self._console = console or Console()
         self._start, self._resolved = step, resolved
         self._mark = (time.perf_counter(), step, samples)  # of the last row

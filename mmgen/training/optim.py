@@ -5,11 +5,15 @@ Knows parameters by name and shape only; which modules exist is the model's busi
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mmgen.training.muon import ShardedMuon
 
 _BLOCK = re.compile(r"(^|\.)layers\.\d+\.")  # parameters of the trunk's blocks
 
@@ -30,6 +34,9 @@ class OptimConfig:
     """Decoupled weight decay (times the learning rate), on matrices that `no_decay` does not name."""
     no_decay: tuple[str, ...] = ("embed",)
     """Regular expressions: parameters with a match in their name are not decayed. Vectors never are."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Regular expression -> factor on the learning rate of parameters with a match in their name; the first match
+    counts. 0 freezes them: they take no gradient."""
     warmup_steps: int = 100
     """Steps of linear growth from 0 to the peak."""
     schedule: Literal["constant", "cosine", "wsd"] = "wsd"
@@ -54,11 +61,15 @@ class OptimConfig:
         for name in ("decay_share", "final_lr_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, is {getattr(self, name)}")
-        for pattern in self.no_decay:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"no_decay: {pattern!r} is no regular expression ({error})") from None
+        for name, patterns in (("no_decay", self.no_decay), ("rates", self.rates)):
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(f"{name}: {pattern!r} is no regular expression ({error})") from None
+        for pattern, factor in self.rates.items():
+            if factor < 0:
+                raise ValueError(f"rates.{pattern} must be at least 0, is {factor}")
 
 
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
@@ -107,6 +118,16 @@ class Together:
             part.zero_grad(set_to_none=set_to_none)
 
 
+def freeze(model: nn.Module, config: OptimConfig) -> None:
+    """Takes the gradient from parameters whose rate is 0. Raises ValueError for a pattern that matches none."""
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in config.rates:
+        if not any(re.search(pattern, name) for name in names):
+            raise ValueError(f"optim.rates: no parameter's name has a match of {pattern!r}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(rate(name, config) > 0)
+
+
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Together:
     """Returns the optimizer of the parameters that want gradients, with its state made (zeros).
 
@@ -119,34 +140,41 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Together:
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise ValueError("the model has no parameter that wants a gradient: nothing to train")
-    muon = {
-        name: p
-        for name, p in named.items()
-        if config.matrices == "muon" and p.ndim == 2 and _BLOCK.search(name) is not None
-    }
-    rest = {name: p for name, p in named.items() if name not in muon}
-    decayed = {name for name, p in rest.items() if decays(name, p, config)}
-    groups = [
-        {"params": [p for name, p in rest.items() if name in decayed], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in rest.items() if name not in decayed], "weight_decay": 0.0},
-    ]
+
+    def groups(names: Iterable[str]) -> list[dict[str, Any]]:
+        """One for each rate and decay, in the order in which they come."""
+        found: dict[tuple[float, float], list[Tensor]] = {}
+        for name in names:
+            decay = config.weight_decay if decays(name, named[name], config) else 0.0
+            found.setdefault((rate(name, config), decay), []).append(named[name])
+        return [
+            {"params": params, "rate": factor, "weight_decay": decay, "lr": config.lr * factor}
+            for (factor, decay), params in sorted(found.items(), key=lambda item: -item[0][1])
+        ]
+
+    muon = [name for name, p in named.items() if config.matrices == "muon" and _is_matrix(name, p)]
+    rest = [name for name in named if name not in set(muon)]
     fused = all(p.device.type in ("cpu", "cuda") for p in named.values())
     parts: list[torch.optim.Optimizer] = []
     if rest:
-        groups = [group for group in groups if group["params"]]
-        parts.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused))
+        parts.append(torch.optim.AdamW(groups(rest), betas=config.betas, eps=config.eps, fused=fused))
     if muon:
+        sharded = isinstance(named[muon[0]], DTensor)
         parts.append(
-            torch.optim.Muon(
-                list(muon.values()),
-                lr=config.lr,
-                weight_decay=config.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
+            (ShardedMuon if sharded else torch.optim.Muon)(groups(muon), adjust_lr_fn="match_rms_adamw")
         )
     for part in parts:
         _make_state(part)
     return Together(*parts)
+
+
+def rate(name: str, config: OptimConfig) -> float:
+    """Returns the factor on a parameter's learning rate."""
+    return next((factor for pattern, factor in config.rates.items() if re.search(pattern, name)), 1.0)
+
+
+def _is_matrix(name: str, parameter: Tensor) -> bool:
+    return parameter.ndim == 2 and _BLOCK.search(name) is not None
 
 
 def decays(name: str, parameter: Tensor, config: OptimConfig) -> bool:
@@ -155,9 +183,9 @@ def decays(name: str, parameter: Tensor, config: OptimConfig) -> bool:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer | Together, lr: float) -> None:
-    """Sets the learning rate of every group."""
+    """Sets the learning rate of every group: `lr` times the group's own rate, where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("rate", 1.0)
 
 
 def _make_state(optimizer: torch.optim.Optimizer) -> None:

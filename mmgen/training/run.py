@@ -4,8 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mmgen.config import load_yaml
 from mmgen.data.loader import DataConfig
 from mmgen.data.streams import SourceConfig
@@ -13,7 +11,7 @@ from mmgen.modalities import Image, Modality, build_modalities
 from mmgen.model.attention import AttentionChoice
 from mmgen.model.joint import JointConfig
 from mmgen.model.model import Model
-from mmgen.model.trunk import TrunkConfig
+from mmgen.model.trunk import Checkpointing, TrunkConfig
 from mmgen.objectives import (
     FlowMatchingConfig,
     Objective,
@@ -27,6 +25,7 @@ from mmgen.tokenization.text import TextTokenizer, load_text_tokenizer
 from mmgen.training.checkpoint import latest_checkpoint, load_model_weights
 from mmgen.training.metrics import LogConfig
 from mmgen.training.optim import OptimConfig
+from mmgen.training.ranks import default_device
 
 CONFIG_NAME = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -85,11 +84,22 @@ class TrainConfig:
     """how attention is computed; auto: runs on a CPU, dense on a GPU"""
     compile: bool = False
     """torch.compile the trunk's block, once for all layers; needs dense attention"""
+    checkpointing: Checkpointing = "none"
+    """what of a block is computed again in the backward pass: none, selective (all but the results of matrix products
+    and attention) or full"""
+    micro_batches: int = 1
+    """packed batches of an optimizer step, shared by the ranks; where a rank has several, gradients accumulate"""
+    replicas: int = 1
+    """groups of ranks that each hold the weights once, sharded (HSDP); 1: all ranks are one (FSDP)"""
     workers: int = 1
-    """processes beside the step that make batches, 0: made between the steps; divides data.streams"""
+    """processes beside a rank's step that make batches, 0: made between the steps; times the ranks it divides
+    data.streams"""
     begin_from: str | None = None
-    """a run, or one of its checkpoints, of the same model: training begins with its averaged weights"""
+    """a run, or one of its checkpoints: training begins with its averaged weights. A modality that it lacks begins
+    anew; see `mmgen import` for the weights of a language model"""
     ema_decay: float = 0.999
+    ema_also: tuple[float, ...] = ()
+    """decays of further averages, kept as `ema-DECAY` beside `ema`"""
     skip_budget: int = 10
     """optimizer steps that may be left out because a loss or gradient was not finite"""
 
@@ -100,6 +110,15 @@ class TrainConfig:
             raise ValueError(f"steps {self.steps} must be at least 1")
         if self.workers < 0:
             raise ValueError(f"workers {self.workers} must be at least 0")
+        for name in ("micro_batches", "replicas"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if len(set(self.ema_also)) < len(self.ema_also):
+            raise ValueError(f"ema_also {list(self.ema_also)} names a decay twice")
+
+    def averages(self) -> dict[str, float]:
+        """Decays of the averaged weights by the section of the checkpoint that keeps them."""
+        return {"ema": self.ema_decay, **{f"ema-{decay:g}": decay for decay in self.ema_also}}
 
 
 @dataclass(frozen=True)
@@ -127,13 +146,6 @@ class RunConfig:
     """how this run is sampled where nothing else is asked for"""
     log: LogConfig = field(default_factory=LogConfig)
 
-    def __post_init__(self) -> None:
-        streams, workers = self.data.streams, self.train.workers
-        if workers and streams % workers:
-            raise ValueError(
-                f"train.workers {workers} must divide data.streams {streams}: each stream is one worker's"
-            )
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -154,11 +166,6 @@ def build(config: RunConfig) -> Parts:
     check_modalities(objective, modalities)
     model = Model(config.model, modalities, tokenizer.vocab_size, config.joint)
     return Parts(tokenizer, modalities, model, objective, config.joint)
-
-
-def default_device() -> torch.device:
-    """The first GPU, or the CPU where there is none."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load(run: str | Path, which: str = "ema") -> Sampler:

@@ -14,9 +14,9 @@ from mmgen.objectives.draw import draw_state
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
 from mmgen.training.feed import Feed
+from mmgen.training.losses import compute_losses, weighted
 from mmgen.training.optim import OptimConfig, build_optimizer
 from mmgen.training.run import Parts
-from mmgen.training.trainer import compute_losses, weighted
 from tests.parts import documents, modalities, model, tokenizer
 
 pytestmark = pytest.mark.gpu

@@ -11,8 +11,8 @@ from mmgen.data.pack import PackConfig, Packer
 from mmgen.objectives import IMM, FlowMatching, FlowMatchingConfig, IMMConfig, Objective
 from mmgen.objectives.draw import draw_state
 from mmgen.training.feed import Feed
+from mmgen.training.losses import compute_losses, weighted
 from mmgen.training.run import Parts
-from mmgen.training.trainer import compute_losses, weighted
 from tests.parts import documents, modalities, model, tokenizer
 
 CPU = torch.device("cpu")

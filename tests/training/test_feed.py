@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -14,8 +13,7 @@ from mmgen.data.pack import PackConfig
 from mmgen.data.shards import write_shards
 from mmgen.data.streams import SourceConfig
 from mmgen.objectives import IMM, IMMConfig
-from mmgen.training.feed import Feed, feeds
-from mmgen.training.run import RunConfig, TrainConfig
+from mmgen.training.feed import Feed, Part, feeds
 from tests.parts import modalities, sample
 
 STREAMS = 4
@@ -29,12 +27,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     return DataConfig({"a": SourceConfig(str(path), window=3)}, tasks, PackConfig(2, 128, 128), STREAMS)
 
 
-def made(data: DataConfig, workers: int, num: int, step: int = 0, states: list | None = None):
+def made(
+    data: DataConfig,
+    workers: int,
+    num: int,
+    step: int = 0,
+    states: list | None = None,
+    part: Part = Part(),  # noqa: B008 (frozen)
+):
     objective = IMM(IMMConfig(k=3.0, k_final=8.0))
     loaders = build_loaders(data, modalities(), 5, objective.grouping)
     for loader, state in zip(loaders, states or [], strict=states is not None):
         loader.load_state(state)
-    ready = feeds(loaders, objective, 5, "runs", step=step, total_steps=20, workers=workers)
+    ready = feeds(loaders, objective, 5, "runs", step=step, total_steps=20, workers=workers, part=part)
     return list(islice(ready, num))
 
 
@@ -77,7 +82,28 @@ def test_groups_and_samples_of_all_streams_have_numbers_of_their_own(data: DataC
     assert all(found <= {stream} for stream, found in enumerate(numbers))
 
 
-def test_a_number_of_workers_that_does_not_divide_the_streams_is_refused(data: DataConfig):
-    with pytest.raises(ValueError, match=r"train.workers 3 must divide data.streams 4"):
-        RunConfig(data=data, train=TrainConfig(workers=3))
-    RunConfig(data=replace(data, streams=6), train=TrainConfig(workers=3))
+@pytest.mark.parametrize(("num_ranks", "workers", "micro_batches"), [(2, 0, 2), (2, 2, 4), (4, 1, 4)])
+def test_ranks_share_the_batches_of_a_step_between_them(
+    data: DataConfig, num_ranks: int, workers: int, micro_batches: int
+):
+    """Together they make what one process makes, and own the states of different streams."""
+    steps = 3
+    alone = made(data, 0, steps * micro_batches, part=Part(micro_batches))
+    for rank in range(num_ranks):
+        part = Part(micro_batches, rank, num_ranks)
+        own = made(data, workers, steps * part.num_own, part=part)
+        for (feed, _), (expected, _) in zip(own, alone[rank::num_ranks], strict=True):
+            assert same(feed, expected)
+        for stream in part.own_streams(STREAMS):
+            assert own[-1][1][stream] == alone[-1][1][stream]
+    other = made(data, 0, 1, part=Part(micro_batches, 1, num_ranks))[0][0]
+    assert not same(other, alone[0][0])
+
+
+def test_what_cannot_be_shared_evenly_is_refused(data: DataConfig):
+    with pytest.raises(ValueError, match=r"data.streams 4 must be a multiple of 3 \(train.workers 3\)"):
+        made(data, 3, 1)
+    with pytest.raises(ValueError, match=r"streams 4 must be a multiple of 8 \(2 ranks x train.workers 4\)"):
+        made(data, 4, 1, part=Part(2, 0, 2))
+    with pytest.raises(ValueError, match=r"micro_batches 3 must be a multiple of the 2 ranks"):
+        Part(3, 0, 2)

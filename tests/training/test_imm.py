@@ -26,6 +26,7 @@ from mmgen.sequence import PAD, PackedBatch, Sample
 from mmgen.tokenization.text import train_text
 from mmgen.training.checkpoint import latest_checkpoint
 from mmgen.training.feed import Feed, feeds
+from mmgen.training.losses import compute_losses, weighted
 from mmgen.training.metrics import LogConfig
 from mmgen.training.optim import OptimConfig
 from mmgen.training.run import (
@@ -38,7 +39,7 @@ from mmgen.training.run import (
     build,
     load,
 )
-from mmgen.training.trainer import compute_losses, train, weighted
+from mmgen.training.trainer import train
 from tests.parts import TINY, WORDS, documents, modalities, model, rows, sample, tokenizer, weights
 
 CPU = torch.device("cpu")

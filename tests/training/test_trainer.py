@@ -21,7 +21,7 @@ from mmgen.model.joint import JointConfig
 from mmgen.sampling.plan import Plan
 from mmgen.sequence import NO_LABEL
 from mmgen.tokenization.text import train_text
-from mmgen.training.checkpoint import latest_checkpoint
+from mmgen.training.checkpoint import latest_checkpoint, load_model_weights
 from mmgen.training.feed import draw_windows
 from mmgen.training.metrics import LogConfig, read_metrics
 from mmgen.training.optim import OptimConfig
@@ -201,6 +201,59 @@ def test_training_begins_from_another_runs_averaged_weights(config: RunConfig, t
     with pytest.raises(ValueError, match="holds no checkpoint"):
         train(replace(wider, train=replace(begun, begin_from=str(tmp_path / "nowhere"))))
     assert not (tmp_path / "c").exists(), "nothing was begun"
+
+
+def test_a_text_model_learns_pictures(config: RunConfig, tmp_path: Path):
+    """From a run of text alone: what it lacks begins anew, the rest is taken; what is frozen stays as it was."""
+    text = replace(
+        config,
+        run=str(tmp_path / "text"),
+        modalities={"text": {}},
+        data=replace(config.data, compose=ComposeConfig({"text": 1.0})),
+        train=replace(config.train, steps=3),
+        preview=PreviewConfig(),
+    )
+    train(text)
+    both = replace(
+        config,
+        run=str(tmp_path / "both"),
+        train=replace(config.train, steps=2, begin_from=str(tmp_path / "text")),
+        optim=replace(config.optim, rates={"text_embedding|mlp": 0.0, "embeddings|heads": 2.0}),
+        seed=5,
+    )
+    train(both)
+    before, after = weights(tmp_path / "text"), weights(tmp_path / "both")
+    for name in ("text_embedding.weight", "trunk.layers.1.mlp.up_proj.weight"):
+        assert torch.equal(after[f"model.{name}"], before[f"ema.{name}"])
+    moved = "model.trunk.layers.1.self_attn.q_proj.weight"
+    difference = (after[moved] - before[moved.replace("model.", "ema.")]).abs().max()
+    assert 0 < difference < 4 * config.optim.lr
+    assert not any("mlp" in name for name in after if name.startswith("optimizer."))
+    backwards = replace(
+        text, run=str(tmp_path / "c"), train=replace(text.train, begin_from=str(tmp_path / "both"))
+    )
+    with pytest.raises(ValueError, match="unexpected .*image"):
+        train(backwards)
+
+
+def test_averages_of_several_decays_are_kept_and_drawn_with(config: RunConfig, tmp_path: Path):
+    run = tmp_path / "run"
+    train(replace(config, run=str(run), train=replace(config.train, steps=6, ema_also=(0.2, 0.9999))))
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    assert checkpoint is not None
+    quick, usual, slow, plain = (
+        load_model_weights(checkpoint, section)["text_embedding.weight"]
+        for section in ("ema-0.2", "ema", "ema-0.9999", "model")
+    )
+    assert (quick - plain).abs().max() < (usual - plain).abs().max() <= (slow - plain).abs().max()
+    assert load(run, "ema-0.2").generate(["red square"]).images[0].size == (16, 16)
+
+
+def test_a_rate_for_no_parameter_is_refused(config: RunConfig, tmp_path: Path):
+    optim = replace(config.optim, rates={"lyers": 0.5})
+    with pytest.raises(ValueError, match="no parameter's name has a match of 'lyers'"):
+        train(replace(config, run=str(tmp_path / "run"), optim=optim))
+    assert not (tmp_path / "run").exists()
 
 
 def test_resuming_another_run_is_refused_by_name_of_the_setting(config: RunConfig, tmp_path: Path):
