@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 from mmgen.config import load_yaml, parse_overrides, save_yaml
 
@@ -13,7 +14,7 @@ USAGE = """usage: mmgen import CONFIG QWEN3 OUT [--a.b value ...]
 
 Builds the model of the YAML file CONFIG, fills its text side with a Qwen3 checkpoint (a folder with config.json and
 *.safetensors, as Hugging Face stores it), and writes the folder of a run: `--train.begin_from OUT` begins with it, and
-`mmgen sample OUT --complete TEXT` writes with it. What pictures need is drawn anew. CONFIG must have the checkpoint's
+`mmgen sample OUT --text TEXT` writes with it. What pictures need is drawn anew. CONFIG must have the checkpoint's
 sizes; where it has not, the error says which they are."""
 
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _import(config, folder: Path, out: Path) -> None:
+def _import(config: Any, folder: Path, out: Path) -> None:
     import torch
     from safetensors.torch import load_file
     from transformers import Qwen3Config

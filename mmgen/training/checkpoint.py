@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -44,19 +45,24 @@ Tensors = Mapping[str, Any]  # a state dict, nested or flat, with tensors as lea
 
 
 def save_checkpoint(
-    folder: Path | str, step: int, tensors: Mapping[str, Tensors], scalars: Mapping[str, Any]
+    folder: Path | str,
+    step: int,
+    tensors: Mapping[str, Tensors],
+    scalars: Mapping[str, Any],
+    group: dist.ProcessGroup | None = None,
 ) -> Path:
     """Writes `<folder>/step-<step>` and returns its path; a checkpoint of the same step is replaced.
 
-    `tensors` holds state dicts by section ("model", "ema", "optimizer", ...); `scalars` is JSON. Raises OSError where
-    the disk refuses (the folder is then as before), ValueError where the scalars are no JSON.
+    `tensors` holds state dicts by section ("model", "ema", "optimizer", ...); `scalars` is JSON. Ranks exchange in
+    `group` (of all of them; None: the one that they have). Raises OSError where the disk refuses (the folder is then
+    as before), ValueError where the scalars are no JSON.
     """
     folder = Path(folder)
     target = folder / f"step-{step:08d}"
     beside = folder / f".{target.name}.partial"
     sections = {section: _flatten(state) for section, state in tensors.items()}
     # Every rank takes part in finding out whether all values are finite, before anything is written.
-    state = {"format": FORMAT, "step": step, "finite": _all_finite(sections), "scalars": dict(scalars)}
+    state = {"format": FORMAT, "step": step, "finite": _all_finite(sections, group), "scalars": dict(scalars)}
     try:
         written_state = json.dumps(state, indent=1)
     except TypeError as error:
@@ -67,17 +73,17 @@ def save_checkpoint(
             shutil.rmtree(leftover)
         for section in sections:
             (beside / section).mkdir(parents=True)
-    barrier()
+    barrier(group)
     for section, state_dict in sections.items():
         try:
             writer = HuggingFaceStorageWriter(str(beside / section), save_distributed=True)
-            _quietly(dcp_save, _storable(state_dict), storage_writer=writer)
+            _quietly(dcp_save, _storable(state_dict), storage_writer=writer, process_group=group)
         except CheckpointException as error:  # a BaseException that carries the failures of all ranks
             cause = next(iter(error.failures.values()))[0]
             if current_rank() == 0:
                 shutil.rmtree(beside, ignore_errors=True)
             raise OSError(f"checkpoint {target} could not be written: {cause}") from cause
-    barrier()
+    barrier(group)
     if current_rank() == 0:
         write_text(beside / _STATE, written_state)
         sizes = {str(file.relative_to(beside)): file.stat().st_size for file in _files(beside)}
@@ -85,7 +91,7 @@ def save_checkpoint(
             sync_folder(beside / section)
         write_text(beside / MARKER, json.dumps({"files": sizes}, indent=1))
         _move_into_place(beside, target)
-    barrier()
+    barrier(group)
     return target
 
 
@@ -227,12 +233,12 @@ def _storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return storable
 
 
-def _all_finite(sections: Mapping[str, Mapping[str, Tensor]]) -> bool:
+def _all_finite(sections: Mapping[str, Mapping[str, Tensor]], group: dist.ProcessGroup | None) -> bool:
     finite = True
     for tensor in (t for state in sections.values() for t in state.values()):
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         finite = finite and (not local.is_floating_point() or bool(local.isfinite().all()))
-    return all(gathered(finite))
+    return all(gathered(finite, group))
 
 
 def _read_metadata(path: Path, section: str) -> tuple[dict[str, TensorStorageMetadata], Any]:

@@ -20,6 +20,8 @@ class FiniteGuard:
         norm = clip_grad_norm_(model.parameters(), config.grad_clip)
         if guard.passes(step, loss=loss, grad_norm=norm):
             optimizer.step()
+        else:
+            guard.check("where it can be found")
 
     `skipped` counts the steps left out; it belongs into the checkpoint's scalars, so that resuming does not renew the
     budget.
@@ -29,25 +31,30 @@ class FiniteGuard:
         if budget < 0:
             raise ValueError(f"the budget of skipped steps must be at least 0, is {budget}")
         self.budget, self.skipped = budget, skipped
+        self._last = ""
 
     def passes(self, step: int, **values: Tensor) -> bool:
-        """Returns whether all `values` (scalars) are finite on every rank.
+        """Returns whether all `values` (scalars) are finite on every rank; counts the step as left out where not.
 
-        Reduced on the device: one synchronisation. Raises FloatingPointError where the budget is spent.
+        Reduced on the device: one synchronisation.
         """
         flags = torch.stack([value.detach().isfinite().all() for value in values.values()])
         finite = in_all(flags).tolist()
         if all(finite):
             return True
         self.skipped += 1
+        names = " and ".join(name for name, ok in zip(values, finite, strict=True) if not ok)
+        shown = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+        self._last = f"step {step}: {names} not finite ({shown})"
+        return False
+
+    def check(self, kept: str) -> None:
+        """Raises FloatingPointError where more steps were left out than may; `kept` says where the last one is."""
         if self.skipped > self.budget:
-            names = " and ".join(name for name, ok in zip(values, finite, strict=True) if not ok)
-            shown = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
             raise FloatingPointError(
-                f"step {step}: {names} not finite ({shown}); {self.skipped} steps failed so, {self.budget} may. "
+                f"{self._last}; {self.skipped} steps failed so, {self.budget} may. Its batch is {kept}. "
                 "Begin a run with a lower learning rate, or allow more with train.skip_budget"
             )
-        return False
 
 
 class Interrupt:

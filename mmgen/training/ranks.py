@@ -81,17 +81,18 @@ def current_rank() -> int:
     return dist.get_rank() if distributed() else 0
 
 
-def barrier() -> None:
+def barrier(group: dist.ProcessGroup | None = None) -> None:
+    """Returns once every rank (of `group`, or of all) has come here."""
     if distributed():
-        dist.barrier()
+        dist.barrier(group)
 
 
-def gathered(value: Any) -> list[Any]:
-    """The `value` of every rank, in their order."""
+def gathered(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """The `value` of every rank, in their order; exchanged in `group`, which holds all of them."""
     if not distributed():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values
 
 

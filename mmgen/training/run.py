@@ -69,6 +69,8 @@ class CheckpointConfig:
     keep_last: int = 2
     milestones: int = 0
     """checkpoints at multiples of this many steps are kept for good; 0 keeps none"""
+    background: bool = False
+    """write them in a thread beside the next steps, from copies in the host's memory"""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep_last < 1:

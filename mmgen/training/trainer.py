@@ -1,7 +1,7 @@
 """The training loop: one readable function over the parts that the configuration names."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from mmgen.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     optimizer_state,
-    prune,
-    save_checkpoint,
 )
 from mmgen.training.ema import Ema
+from mmgen.training.faults import save_batches
 from mmgen.training.feed import Part, feeds
 from mmgen.training.guards import FiniteGuard, Interrupt
 from mmgen.training.host import keep_freed_memory
@@ -38,6 +37,7 @@ from mmgen.training.run import (
     build,
     load_run_config,
 )
+from mmgen.training.saver import Saver
 from mmgen.training.validation import preview, validate
 
 # what a resumed run may change without becoming another run
@@ -99,15 +99,14 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
             loader.load_state(state)
     saved = step if latest is not None else -1
 
-    def save(states: list[dict[str, Any]]) -> Path:
+    saver = Saver(run / CHECKPOINTS, config.checkpoint)
+
+    def save(states: list[dict[str, Any]]) -> None:
         everyones = gathered(states)  # each rank's are new for its own streams only
         states = [everyones[stream % ranks.num_ranks][stream] for stream in range(len(states))]
         scalars = {"step": step, "samples": samples, "skipped": guard.skipped, "loaders": states}
-        path = save_checkpoint(run / CHECKPOINTS, step, tensors(), scalars)
-        prune(run / CHECKPOINTS, config.checkpoint.keep_last, config.checkpoint.milestones)
-        return path
+        saver.save(step, tensors(), scalars)
 
-    path = latest
     states = [loader.state() for loader in loaders]
     total = config.train.steps
     ready = feeds(
@@ -126,7 +125,7 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
     report = Reporter(
         run, config.log, total_steps=total, step=step, samples=samples, resolved=to_mapping(config)
     )
-    with Interrupt() as interrupt, report:
+    with Interrupt() as interrupt, report, closing(saver):
         report.say(_describe(config, parts, backend, ranks, latest))
         if begun is not None:
             report.say(begun)
@@ -152,10 +151,14 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
                     meters.add(f"{name}_loss", each.total, each.count)
             norm = clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"))
             norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            if guard.passes(step, loss=loss, grad_norm=norm):
+            if guard.passes(step + 1, loss=loss, grad_norm=norm):
                 optimizer.step()
                 for ema in emas.values():
                     ema.update(model, step)
+            else:
+                fault = save_batches(run, step + 1, ranks.rank, own, loss=loss, grad_norm=norm)
+                guard.check(str(fault))
+                report.say(f"step {step + 1} was left out, its loss or gradient is not finite: see {fault}")
             optimizer.zero_grad(set_to_none=True)
             step += 1
             samples += documents
@@ -169,16 +172,20 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
                 report.row(step, samples, {"loss": means.pop("loss"), **means, "lr": lr})
             if _due(config.validation.every, step, total):
                 with _averaged(emas["ema"], model):
-                    report.row(step, samples, validate(parts, config, ranks))
+                    report.row(step, samples, validate(parts, config, ranks, interrupt.requested))
             if _due(config.preview.every, step, total) and config.preview.prompts:
                 with _averaged(emas["ema"], model):
-                    report.say(f"preview {preview(parts, config, ranks, step)}")
+                    if drawn := preview(parts, config, ranks, step, interrupt.requested):
+                        report.say(f"preview {drawn}")
             if step % config.checkpoint.every == 0:
-                path, saved = save(states), step
+                save(states)
+                saved = step
         if saved != step:
-            path = save(states)
+            save(states)
+        saver.wait()
+        path = latest_checkpoint(run / CHECKPOINTS)
+        assert path is not None
         report.say(f"{'finished' if step >= total else 'stopped'} at step {step} of {total}: {path}")
-    assert path is not None
     return path
 
 

@@ -3,6 +3,7 @@
 Every rank takes part, since each holds a part of the weights; only the first writes.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,8 +22,11 @@ from mmgen.training.run import Parts, RunConfig
 
 
 @torch.no_grad()
-def validate(parts: Parts, config: RunConfig, ranks: Ranks) -> dict[str, float]:
+def validate(
+    parts: Parts, config: RunConfig, ranks: Ranks, stop: Callable[[], bool] = lambda: False
+) -> dict[str, float]:
     """Mean losses on the held-out sources, with draws that do not depend on the step: schedules are at their end.
+    Those of no batch once `stop` says so, which is asked before each.
 
     The batches do not depend on the ranks, which compute them in turn; all compute equally many.
     """
@@ -40,6 +44,9 @@ def validate(parts: Parts, config: RunConfig, ranks: Ranks) -> dict[str, float]:
     )
     rounds = -(-config.validation.batches // ranks.num_ranks)
     for number, (feed, _) in enumerate(islice(ready, rounds * ranks.num_ranks)):
+        if number % ranks.num_ranks == 0 and stop():
+            meters.read()
+            return {}
         if number % ranks.num_ranks != ranks.rank:
             continue
         losses = compute_losses(parts, feed, config.train.precision, ranks.device)
@@ -49,8 +56,12 @@ def validate(parts: Parts, config: RunConfig, ranks: Ranks) -> dict[str, float]:
     return meters.read()
 
 
-def preview(parts: Parts, config: RunConfig, ranks: Ranks, step: int) -> Path:
-    """Draws the preview prompts with each number of steps; one grid under the run's `previews`."""
+def preview(
+    parts: Parts, config: RunConfig, ranks: Ranks, step: int, stop: Callable[[], bool] = lambda: False
+) -> Path | None:
+    """Draws the preview prompts with each number of steps: one grid under the run's `previews`. None, and no grid,
+    where `stop` says so, which is asked before each number of steps.
+    """
     sampler = Sampler(parts.model, parts.modalities, parts.objective, config.size, config.plan)
     # where matrices travel in bfloat16 there are no others to draw with
     narrow = config.train.precision == "bf16" and ranks.num_ranks > 1
@@ -59,12 +70,12 @@ def preview(parts: Parts, config: RunConfig, ranks: Ranks, step: int) -> Path:
         autocast,
         torch.compiler.set_stance("force_eager"),
     ):  # a cache grows: every shape would be compiled anew
-        rows = [
-            sampler.generate(
-                config.preview.prompts, replace(config.plan, steps=steps, guidance=config.preview.guidance)
-            ).images
-            for steps in config.preview.steps
-        ]
+        rows = []
+        for steps in config.preview.steps:
+            if stop():
+                return None
+            plan = replace(config.plan, steps=steps, guidance=config.preview.guidance)
+            rows.append(sampler.generate(config.preview.prompts, plan).images)
     path = Path(config.run) / "previews" / f"step-{step:08d}.png"
     if ranks.rank == 0:
         path.parent.mkdir(exist_ok=True)

@@ -119,7 +119,11 @@ CASES: dict[str, tuple[int, float, dict]] = {
         1e-9,
         {"train": {"micro_batches": 6, "checkpointing": "selective"}},
     ),
-    "two copies of two shards": (4, 1e-9, {"train": {"micro_batches": 4, "replicas": 2}}),
+    "two copies of two shards, checkpoints in the background": (
+        4,
+        1e-9,
+        {"train": {"micro_batches": 4, "replicas": 2}, "checkpoint": {"background": True}},
+    ),
     "three ranks, uneven shards, Muon": (
         3,
         1e-9,

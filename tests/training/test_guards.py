@@ -20,16 +20,22 @@ def test_finite_values_pass_and_others_use_up_the_budget() -> None:
     assert not guard.passes(2, loss=one, grad_norm=torch.tensor(float("inf")))
     assert not guard.passes(3, loss=torch.tensor(float("nan")), grad_norm=one)
     assert guard.passes(4, loss=one, grad_norm=one)
+    guard.check("file")
+    assert not guard.passes(5, loss=torch.tensor(float("nan")), grad_norm=one)
     with pytest.raises(FloatingPointError) as caught:
-        guard.passes(5, loss=torch.tensor(float("nan")), grad_norm=one)
+        guard.check("file")
     text = str(caught.value)
     assert "step 5: loss not finite (loss nan, grad_norm 1)" in text and "3 steps failed so, 2 may" in text
+    assert "Its batch is file" in text
     assert "\n" not in text
 
 
 def test_a_resumed_run_does_not_get_a_new_budget() -> None:
+    guard = FiniteGuard(budget=2, skipped=2)
+    guard.check("")
+    assert not guard.passes(9, loss=torch.tensor(float("nan")))
     with pytest.raises(FloatingPointError):
-        FiniteGuard(budget=2, skipped=2).passes(9, loss=torch.tensor(float("nan")))
+        guard.check("")
 
 
 def test_the_first_signal_sets_a_flag_and_the_handlers_come_back() -> None:
