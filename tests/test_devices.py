@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmgen.devices import DEVICES, find_device, peak_flops
+from mmgen.devices import find_device, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,7 @@ def test_a_near_namesake_has_none(name: str) -> None:
 
 def test_an_unknown_device_is_one_line_that_lists_the_known() -> None:
     assert find_device("h200").memory == 141e9
-    with pytest.raises(ValueError, match="device 'h300' is not known; there are a100-40, a100-80, h100, h200"):
+    with pytest.raises(
+        ValueError, match="device 'h300' is not known; there are a100-40, a100-80, h100, h200"
+    ):
         find_device("h300")
-

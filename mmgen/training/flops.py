@@ -120,14 +120,11 @@ def step_flops(facts: ModelFacts, work: Work, target: bool) -> StepFlops:
     )
 
 
-def recomputed_flops(facts: ModelFacts, work: Work, products_kept: bool = False) -> float:
+def recomputed_flops(facts: ModelFacts, work: Work) -> float:
     """Operations that full activation checkpointing of the blocks adds: the forward pass of both streams once more.
 
-    The target pass saves nothing and is the last of a block, so recomputation stops before it. With `products_kept`
-    (selective checkpointing) only what lies between the products is recomputed, which is not counted anywhere.
+    The target pass saves nothing and is the last of a block, so recomputation stops before it.
     """
-    if products_kept:
-        return 0.0
     streams = ((work.context, work.context_pairs), (work.state, work.state_pairs))
     return sum(trunk_flops(facts.trunk, tokens, _keys(pairs, tokens)) for tokens, pairs in streams)
 

@@ -1,4 +1,4 @@
-"""A step computes what is said: torch's own count of a real step, part by part, and pairs counted by the mask itself."""
+"""A step computes what is said: torch's own count of a real step by part, and pairs counted by the mask itself."""
 
 from collections.abc import Callable
 from dataclasses import replace
