@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmgen.files import write_text
-from mmgen.tokenization.assets import CHECKSUMS, new_asset, sha256, verify_asset, write_checksums
+from mmgen.tokenization.assets import CHECKSUMS, RECIPE, new_asset, sha256, verify_asset, write_checksums
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -173,7 +173,8 @@ def load_autoencoder(folder: Path) -> Any:
             f"{folder / CONFIG}: _class_name is {name!r}; it must be one of {', '.join(AUTOENCODERS)}"
         )
     if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} has no *.safetensors (pickled weights are not read)")
+        making = f"; make it as its {RECIPE} says" if (folder / RECIPE).is_file() else ""
+        raise ValueError(f"{folder} has no *.safetensors (pickled weights are not read){making}")
     diffusers = import_diffusers()
     try:
         network = getattr(diffusers, name).from_pretrained(
