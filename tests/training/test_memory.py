@@ -1,6 +1,6 @@
 """Activations are what a real step saves for its backward pass, with and without recomputation."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from benchmarks.estimate import Storages
 from mmgen.data.pack import PackConfig
 from mmgen.model.joint import JointConfig, JointKind
 from mmgen.model.trunk import TrunkConfig
@@ -31,21 +32,6 @@ SHAPES = {
     "many short rows": (SMALL, PackConfig(8, 128, 128)),
     "added times": (replace(SMALL, time="add"), PackConfig(2, 128, 256)),
 }  # fmt: skip
-
-
-class Storages:
-    """Bytes of what was shown, each storage once."""
-
-    def __init__(self) -> None:
-        self._kept: dict[int, Tensor] = {}  # alive, so that no address is used again
-
-    def add(self, tensor: Tensor) -> Tensor:
-        self._kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    def total(self, without: Iterable[Tensor] = ()) -> int:
-        known = {tensor.untyped_storage().data_ptr() for tensor in without}
-        return sum(t.untyped_storage().nbytes() for place, t in self._kept.items() if place not in known)
 
 
 def measure(parts: Parts, docs: list, config: PackConfig, precision: str) -> tuple[int, Saved]:
