@@ -18,7 +18,7 @@ from mmgen.training.estimate import Estimate, estimate
 from mmgen.training.memory import Checkpointing
 from mmgen.training.run import RunConfig
 
-PROG = "mmgen estimate CONFIG"
+PROG = "mmgen estimate"
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Arguments:
 
 def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        parse(Arguments, ["--help"], PROG)
+        parse(Arguments, ["--help"], f"{PROG} CONFIG")
     path, *rest = argv
     if path.startswith("-"):
         raise ValueError(f"the first word after `mmgen estimate` is the YAML file, not {path}")
     own, others = _split(rest)
     args = parse(Arguments, own, PROG)
-    config = parse_overrides(RunConfig, load_yaml(path, RunConfig), others, f"{PROG[:-7]} {path}")
+    config = parse_overrides(RunConfig, load_yaml(path, RunConfig), others, f"{PROG} {path}")
     device = find_device(args.device)
     cluster = Cluster(device, args.gpus, args.shards, args.node, args.network * 1e9, args.mfu)
     found = estimate(config, cluster, args.checkpointing, args.micro_batches, args.averages, args.tokens)
