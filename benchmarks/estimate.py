@@ -8,8 +8,6 @@ allocator, the libraries' buffers and copies that no formula knows have a part.
 """
 
 import json
-import os
-import resource
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -170,14 +168,14 @@ def train_alone(name: str, quick: bool) -> None:
     parts = build(config)
     feed = full_batch(config, parts)
     said = peak_bytes(config, parts, feed)
-    before = _resident() - sum(p.nbytes for p in parts.model.parameters())
+    before = _resident("VmRSS") - sum(p.nbytes for p in parts.model.parameters())
     optimizer, average = build_optimizer(parts.model, config.optim), Ema(parts.model, 0.9)
     for number in range(STEPS):
         step(parts, feed, config)
         optimizer.step()
         average.update(parts.model, number)
         optimizer.zero_grad(set_to_none=True)
-    print(json.dumps({"measured": _most_resident() - before, "said": said}))
+    print(json.dumps({"measured": _resident("VmHWM") - before, "said": said}))
 
 
 def step(parts: Parts, feed: Feed, config: RunConfig) -> None:
@@ -242,13 +240,12 @@ def _document(parts: Parts, caption: int, number: int) -> Document:
     return Document((text.begin(), Span("text", text_positions(1, caption), ids), size, picture))
 
 
-def _resident() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _most_resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _resident(field: str) -> int:
+    """Bytes of this process by the kernel: VmRSS now, VmHWM at most. (What getrusage calls the most is the parent's,
+    where that held more.)
+    """
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{field}:"))
 
 
 if __name__ == "__main__":
