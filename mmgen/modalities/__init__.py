@@ -17,22 +17,26 @@ KINDS: dict[str, type[Modality]] = {"text": Text, "image": Image}
 
 
 def build_modalities(
-    configs: Mapping[str, Mapping[str, Any]], tokenizer: TextTokenizer
+    configs: Mapping[str, Mapping[str, Any]], tokenizer: TextTokenizer, outline: bool = False
 ) -> dict[str, Modality]:
-    """The modalities of a run, text first, then in the config's order. Raises ValueError for an unknown kind or key."""
+    """The modalities of a run, text first, then in the config's order. Raises ValueError for an unknown kind or key.
+
+    `outline`: only their sizes are asked (see `Modality.outline`).
+    """
     if "text" not in configs:
         raise ValueError(
             f"modalities {sorted(configs)} lack text, which begins every document: add `text: {{}}`"
         )
     names = ["text", *(name for name in configs if name != "text")]
-    return {name: _build(name, dict(configs[name]), tokenizer) for name in names}
+    return {name: _build(name, dict(configs[name]), tokenizer, outline) for name in names}
 
 
-def _build(name: str, config: dict[str, Any], tokenizer: TextTokenizer) -> Modality:
+def _build(name: str, config: dict[str, Any], tokenizer: TextTokenizer, outline: bool) -> Modality:
     kind = config.pop("kind", name)
     cls = KINDS.get(kind) or _import(kind, name)
     try:
-        return cls(name, from_mapping(config, cls.Config), tokenizer)
+        make = cls.outline if outline else cls
+        return make(name, from_mapping(config, cls.Config), tokenizer)
     except ValueError as error:
         raise ValueError(f"modalities.{name}: {error}") from None
 

@@ -63,6 +63,11 @@ class Modality(ABC):
         self.config = config
         self.tokenizer = tokenizer
 
+    @classmethod
+    def outline(cls, name: str, config: Any, tokenizer: TextTokenizer) -> "Modality":
+        """One of which only sizes are asked. Whoever opens files when it is made may leave them closed here."""
+        return cls(name, config, tokenizer)
+
     @property
     def loss_weight(self) -> float:
         return self.config.loss_weight

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from mmgen.modalities.base import MissingPart, Modality, Place, text_positions
 from mmgen.rng import draw_index
 from mmgen.sequence import Sample, Span
-from mmgen.tokenization.latents import load_latent_codec, picture_to_tensor
+from mmgen.tokenization.latents import (
+    LatentCodec,
+    load_latent_codec,
+    outline_latent_codec,
+    picture_to_tensor,
+)
 from mmgen.tokenization.text import TextTokenizer
 
 
@@ -121,12 +126,18 @@ class PatchEmbedding(nn.Module):
 class Image(Modality):
     Config = ImageConfig
 
-    def __init__(self, name: str, config: ImageConfig, tokenizer: TextTokenizer) -> None:
+    def __init__(
+        self, name: str, config: ImageConfig, tokenizer: TextTokenizer, codec: LatentCodec | None = None
+    ) -> None:
         super().__init__(name, config, tokenizer)
-        self.codec = load_latent_codec(config.codec)
+        self.codec = load_latent_codec(config.codec) if codec is None else codec
         self.channels = self.codec.channels * config.patch**2
         self._cache: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._cache_bytes = 0
+
+    @classmethod
+    def outline(cls, name: str, config: ImageConfig, tokenizer: TextTokenizer) -> "Image":
+        return cls(name, config, tokenizer, outline_latent_codec(config.codec))
 
     @property
     def copies(self) -> int:

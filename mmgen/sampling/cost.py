@@ -64,7 +64,7 @@ def context_flops(config: TrunkConfig, num_tokens: float, num_keys: float, chann
 
 def state_flops(
     config: TrunkConfig,
-    num_instances: int,
+    num_instances: float,
     num_tokens: float,
     num_keys: float,
     channels: int,

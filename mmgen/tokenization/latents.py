@@ -8,7 +8,7 @@ Shape letters: B pictures, H W pixels, C latent channels, h w latent pixels.
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmgen.files import write_text
-from mmgen.tokenization.assets import CHECKSUMS, new_asset, sha256, verify_asset, write_checksums
+from mmgen.tokenization.assets import CHECKSUMS, RECIPE, new_asset, sha256, verify_asset, write_checksums
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -116,10 +116,7 @@ class DiffusersAutoencoder(LatentCodec):
         verify_asset(folder)
         network = load_autoencoder(folder)
         mean, std = _read_statistics(folder)
-        channels = network.config["latent_channels"]
-        # Each of the three classes halves the sides between one width and the next.
-        widths = network.config.get("block_out_channels") or network.config["encoder_block_out_channels"]
-        super().__init__(channels, 2 ** (len(widths) - 1), mean, std)
+        super().__init__(*_sizes(network.config), mean, std)
         weights = sorted(folder.glob("*.safetensors"))
         self.fingerprint = sha256(folder / CONFIG, folder / STATISTICS, *weights)
         # channels_last: 1.1 to 1.9 times as fast on a CPU, the more so the wider the picture.
@@ -134,6 +131,27 @@ class DiffusersAutoencoder(LatentCodec):
     def _decode(self, latents: Tensor) -> Tensor:
         here = latents.to(next(self.network.parameters()))
         return self.network.decode(here, return_dict=False)[0].to(latents.device)
+
+
+class CodecOutline(LatentCodec):
+    """The channels and the downsampling of a codec that is not opened; no picture passes it."""
+
+    def __init__(self, channels: int, downsample: int) -> None:
+        super().__init__(channels, downsample, [0.0] * channels, [1.0] * channels)
+        self.fingerprint = ""
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        raise ValueError("this is a codec's outline, which encodes nothing")
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        raise ValueError("this is a codec's outline, which decodes nothing")
+
+
+def _sizes(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Channels and downsampling of a diffusers autoencoder."""
+    # Each of the three classes halves the sides between one width and the next.
+    widths = config.get("block_out_channels") or config["encoder_block_out_channels"]
+    return config["latent_channels"], 2 ** (len(widths) - 1)
 
 
 def import_diffusers() -> Any:
@@ -155,7 +173,8 @@ def load_autoencoder(folder: Path) -> Any:
             f"{folder / CONFIG}: _class_name is {name!r}; it must be one of {', '.join(AUTOENCODERS)}"
         )
     if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} has no *.safetensors (pickled weights are not read)")
+        making = f"; make it as its {RECIPE} says" if (folder / RECIPE).is_file() else ""
+        raise ValueError(f"{folder} has no *.safetensors (pickled weights are not read){making}")
     diffusers = import_diffusers()
     try:
         network = getattr(diffusers, name).from_pretrained(
@@ -193,6 +212,24 @@ def load_latent_codec(spec: str) -> LatentCodec:
         verify_asset(folder)
         return Pixels(*_read_statistics(folder))
     return DiffusersAutoencoder(folder)
+
+
+def outline_latent_codec(spec: str) -> LatentCodec:
+    """The codec that `spec` names, of which only sizes are asked: of an autoencoder's folder config.json is enough.
+
+    Raises ValueError where that is missing or does not say them.
+    """
+    if spec == "pixels":
+        return Pixels()
+    config = _read_json(Path(spec) / CONFIG)
+    if config.get("_class_name") == Pixels.__name__:
+        return load_latent_codec(spec)
+    try:
+        return CodecOutline(*_sizes(config))
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"{Path(spec) / CONFIG} does not say latent_channels and block_out_channels, so it is no autoencoder's"
+        ) from None
 
 
 def fit_statistics(folder: Path | str, batches: Iterable[Float[Tensor, "B 3 H W"]]) -> None:

@@ -11,9 +11,10 @@ from io import BytesIO
 from pathlib import Path
 
 import sentencepiece
+import yaml
 from tokenizers import Tokenizer
 
-from mmgen.tokenization.assets import check_new, new_asset, sha256, verify_asset
+from mmgen.tokenization.assets import RECIPE, check_new, new_asset, sha256, verify_asset
 
 MODEL = "tokenizer.model"  # SentencePiece
 HUB = "tokenizer.json"  # Hugging Face
@@ -152,6 +153,19 @@ class HubTokenizer(TextTokenizer):
         return self._model.decode([int(id) for id in ids], skip_special_tokens=True)
 
 
+class TokenizerOutline(TextTokenizer):
+    """The number of ids of a tokenizer that is yet to be made; no text passes it."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def encode(self, text: str) -> list[int]:
+        raise ValueError("this is a tokenizer's outline, which encodes nothing")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        raise ValueError("this is a tokenizer's outline, which decodes nothing")
+
+
 def _check_unicode(text: str) -> None:
     try:
         text.encode()
@@ -170,7 +184,26 @@ def load_text_tokenizer(folder: Path | str) -> TextTokenizer:
         return SentencePieceTokenizer(folder / MODEL)
     if (folder / HUB).is_file():
         return HubTokenizer(folder / HUB)
-    raise ValueError(f"no text tokenizer in {folder}: expected {MODEL} or {HUB}")
+    making = f"; make it as its {RECIPE} says" if (folder / RECIPE).is_file() else ""
+    raise ValueError(f"no text tokenizer in {folder}: expected {MODEL} or {HUB}{making}")
+
+
+def outline_text_tokenizer(folder: Path | str) -> TextTokenizer:
+    """The tokenizer in `folder`; where it is yet to be made, the `vocab_size` that the folder's recipe.yaml names.
+
+    Raises ValueError where neither is there.
+    """
+    recipe = Path(folder) / RECIPE
+    if any((Path(folder) / name).is_file() for name in (MODEL, HUB)) or not recipe.is_file():
+        return load_text_tokenizer(folder)
+    try:
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{recipe} cannot be read: {' '.join(str(error).split())}") from None
+    size = content.get("vocab_size") if isinstance(content, dict) else None
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"{recipe} does not say vocab_size, the number of ids")
+    return TokenizerOutline(size)
 
 
 def train_text(

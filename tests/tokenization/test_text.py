@@ -6,7 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from mmgen.tokenization.text import TextTokenizer, load_text_tokenizer, train_text
+from mmgen.tokenization.text import (
+    TextTokenizer,
+    load_text_tokenizer,
+    outline_text_tokenizer,
+    train_text,
+)
 
 TEXTS = [
     f"a {colour} {thing}, {style} style"
@@ -198,3 +203,22 @@ def test_a_sentencepiece_model_without_our_specials_is_refused(tmp_path):
         )
     with pytest.raises(ValueError, match="train-text"):
         load_text_tokenizer(tmp_path)
+
+
+def test_an_outline_has_the_size_of_the_tokenizer_or_of_what_is_yet_to_be_made(trained, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    with pytest.raises(ValueError, match="no text tokenizer in"):
+        outline_text_tokenizer(tmp_path)
+    recipe.write_text("vocab_size: 4096\n")
+    outline = outline_text_tokenizer(tmp_path)
+    assert outline.vocab_size == 4096
+    with pytest.raises(ValueError, match="a tokenizer's outline, which encodes nothing"):
+        outline.encode("a")
+    with pytest.raises(ValueError, match=r"expected tokenizer.model or .*; make it as its recipe.yaml says"):
+        load_text_tokenizer(tmp_path)
+    for wrong in ("vocab_size: many\n", "[1]\n", "vocab_size: 0\n"):
+        recipe.write_text(wrong)
+        with pytest.raises(ValueError, match="recipe.yaml does not say vocab_size"):
+            outline_text_tokenizer(tmp_path)
+    train_text(["red square blue circle"] * 20, 400, tmp_path / "made")
+    assert outline_text_tokenizer(tmp_path / "made").encode("red") != []
