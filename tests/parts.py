@@ -94,6 +94,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def rows(run: Path) -> list[dict]:
     """Metrics without the one thing that is allowed to differ."""
     return [
-        {k: v for k, v in row.items() if k != "samples_per_second"}
+        {
+            k: v
+            for k, v in row.items()
+            if not k.endswith("_per_second") and k not in ("data_wait", "memory_gb")
+        }
         for row in read_metrics(run / "metrics.jsonl")
     ]

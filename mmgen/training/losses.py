@@ -15,7 +15,7 @@ from mmgen.model.joint import label_windows
 from mmgen.model.model import Target, plan_batch
 from mmgen.objectives import Objective, text_loss
 from mmgen.objectives.draw import NoisyState
-from mmgen.sequence import NO_LABEL, Stream, move
+from mmgen.sequence import NO_LABEL, PAD, PackedBatch, Stream, move
 from mmgen.training.feed import Feed
 from mmgen.training.run import Parts
 
@@ -44,6 +44,17 @@ def token_counts(parts: Parts, feed: Feed) -> Counter[str]:
         if modality.channels:
             counts[name] = int((batch.state.modality == index).sum())
     return counts
+
+
+def seen_in(batch: PackedBatch) -> Counter[str]:
+    """What a run counts: documents (`samples`), tokens of both streams, and documents with a picture to be drawn."""
+    context, state = (stream.layout.document for stream in (batch.context, batch.state))
+    drawn = state[state != PAD]
+    return Counter(
+        samples=batch.num_documents,
+        tokens=int((context != PAD).sum()) + len(drawn),
+        pictures=len(drawn.unique()),
+    )
 
 
 def compute_losses(parts: Parts, feed: Feed, precision: str, device: torch.device) -> dict[str, Loss]:

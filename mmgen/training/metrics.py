@@ -5,12 +5,16 @@ Only the first rank writes. Nothing here decides anything about training.
 
 import json
 import os
+import resource
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from torch import Tensor
@@ -103,13 +107,18 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
 class Reporter:
     """Reports a run that begins at `step` of `total_steps`; a context manager.
 
-        with Reporter(run, LogConfig(), total_steps=1000, step=step, config=resolved) as report:
-            report.advance(step, samples)                 # each step: moves the live line
-            report.row(step, samples, {"loss": ...})      # each `every` steps: metrics.jsonl, wandb, the log
+        with Reporter(run, LogConfig(), total_steps=1000, step=step, seen=seen, resolved=config) as report:
+            with report.waiting():                        # what is no step's work
+                batch = next(batches)
+            report.worked(flops)                          # of this rank, where the device's peak is known
+            report.advance(step, seen)                    # each step: moves the live line
+            report.row(step, seen, {"loss": ...})         # each `every` steps: metrics.jsonl, wandb, the log
             report.say("saved ...")                       # a line above the live one
 
-    Rows carry `samples_per_second` over the steps since the last one. On a terminal a validation's row is said, not
-    kept in the live line.
+    `seen` counts what the run was trained on so far (samples, tokens, pictures). Rows have these counts, and over the
+    steps since the last row: how many of each `_per_second`, the share of the time that was spent waiting for data
+    (`data_wait`), `mfu` where the peak is known, and the most memory that was in use (`memory_gb`). On a terminal a
+    validation's row is said, not kept in the live line.
     """
 
     def __init__(
@@ -119,15 +128,18 @@ class Reporter:
         *,
         total_steps: int,
         step: int = 0,
-        samples: int = 0,
+        seen: Mapping[str, int] | None = None,
         resolved: Mapping[str, Any] | None = None,
+        peak: float | None = None,
         console: Console | None = None,
     ):
         self.run, self.config, self.total_steps = Path(run), config, total_steps
         self._first = current_rank() == 0
         self._console = console or Console()
         self._start, self._resolved = step, resolved
-        self._mark = (time.perf_counter(), step, samples)  # of the last row
+        self._peak = peak  # operations a second of the device
+        self._mark = (time.perf_counter(), step, dict(seen or {}))  # of the last row
+        self._waited = self._flops = 0.0  # since then
         self._file: MetricsFile | None = None
         self._wandb: Any = None
         self._progress: Progress | None = None
@@ -159,37 +171,60 @@ class Reporter:
         if self._wandb:
             self._wandb.finish(exit_code=0 if exception[0] is None else 1)
 
-    def advance(self, step: int, samples: int) -> None:
-        """Moves the live line to `step` (steps done) and `samples` (seen since the run began)."""
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time within as waiting for data."""
+        begin = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begin
+
+    def worked(self, flops: float) -> None:
+        """Counts operations of this rank's step, for `mfu`."""
+        self._flops += flops
+
+    def advance(self, step: int, seen: Mapping[str, int]) -> None:
+        """Moves the live line to `step` (steps done)."""
         if self._progress:
-            self._progress.update(
-                self._progress.task_ids[0], completed=step, rate=self._rate(step, samples)[1]
-            )
+            rate = self._speed(step, seen)[1]
+            self._progress.update(self._progress.task_ids[0], completed=step, rate=rate)
 
-    def row(self, step: int, samples: int, values: Mapping[str, float | int]) -> None:
-        """Writes a row: `step, samples`, `values` (whose losses are shown) and, where steps were done, their rate.
+    def row(self, step: int, seen: Mapping[str, int], values: Mapping[str, float | int]) -> None:
+        """Writes a row: `step`, `seen`, `values` (whose losses are shown) and, where steps were done, their speed.
 
-        A second row of one step, such as a validation's, has no rate, and the time it took is not counted in the next.
+        A second row of one step, such as a validation's, has no speed, and the time it took is not counted in the next.
         """
         if not self._first:
             return
         assert self._file, "rows are written within the context"
-        row: dict[str, Any] = {"samples": samples, **values}
+        row: dict[str, Any] = {**seen, **values}
         rate = ""
         if step > self._mark[1]:
-            per_second, rate = self._rate(step, samples)
-            row["samples_per_second"] = round(per_second, 3)
+            speed, rate = self._speed(step, seen)
+            row |= speed
         self._file.write(step, row)
         if self._wandb:
             self._wandb.log({"step": step, **row})
-        shown = [f"{name} {value:.4g}" for name, value in values.items() if name.endswith("loss")]
+        shown = [
+            f"{name} {value:.4g}"
+            for name, value in values.items()
+            if name.endswith("loss") or name.startswith("validation_")
+        ]
         if self._progress and rate:
             task = self._progress.task_ids[0]
             self._progress.update(task, completed=step, rate=rate, losses="  ".join(shown))
         else:
             shown += [f"{name} {values[name]:.3g}" for name in ("grad_norm", "lr") if name in values]
             self._print("  ".join([f"step {step}/{self.total_steps}", *shown, *([rate] if rate else [])]))
-        self._mark = (time.perf_counter(), step, samples)
+        self._mark = (time.perf_counter(), step, dict(seen))
+        self._waited = self._flops = 0.0
+
+    def picture(self, step: int, path: Path) -> None:
+        """Says where a preview is, and hands it to wandb."""
+        self.say(f"preview {path}")
+        if self._wandb:
+            import wandb
+
+            self._wandb.log({"step": step, "preview": wandb.Image(str(path))})
 
     def say(self, message: str) -> None:
         """Prints one line."""
@@ -200,13 +235,23 @@ class Reporter:
         # Plain: no wrapping at the width of a terminal that is not there, no markup in paths.
         self._console.print(message, markup=False, highlight=False, soft_wrap=True)
 
-    def _rate(self, step: int, samples: int) -> tuple[float, str]:
-        """Returns samples per second since the last row, and that with the time left as text."""
-        time_then, step_then, samples_then = self._mark
-        seconds = time.perf_counter() - time_then
-        per_second = (samples - samples_then) / max(seconds, 1e-9)
+    def _speed(self, step: int, seen: Mapping[str, int]) -> tuple[dict[str, float], str]:
+        """Values of a row on the steps since the last one, and the same with the time left as text."""
+        time_then, step_then, seen_then = self._mark
+        seconds = max(time.perf_counter() - time_then, 1e-9)
+        per_second = {name: (count - seen_then.get(name, 0)) / seconds for name, count in seen.items()}
+        values = {f"{name}_per_second": round(value, 3) for name, value in per_second.items()}
+        values |= {"data_wait": round(self._waited / seconds, 5), "memory_gb": round(_memory_gb(), 3)}
+        shown = [f"{_short(value)} {name}/s" for name, value in per_second.items()]
+        if self._progress:  # the line has to fit
+            shown = shown[:1]
+        if self._peak is not None:
+            values["mfu"] = round(self._flops / seconds / self._peak, 5)
+            shown.append(f"MFU {values['mfu']:.1%}")
+        if not self._progress:
+            shown += [f"wait {values['data_wait']:.0%}", f"{values['memory_gb']:.1f} GB"]
         left = (self.total_steps - step) * seconds / max(step - step_then, 1)
-        return per_second, f"{per_second:.1f} samples/s  {_clock(left)} left"
+        return values, "  ".join([*shown, f"{_clock(left)} left"])
 
     def _open_wandb(self) -> Any:
         try:
@@ -233,6 +278,22 @@ class Reporter:
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
         return run
+
+
+def _memory_gb() -> float:
+    """The most memory that was in use: of the GPU, or of this process where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 1e9 if sys.platform == "darwin" else most * 1024 / 1e9
+
+
+def _short(value: float) -> str:
+    """Three digits, thousands and millions by a letter."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
 
 
 def _clock(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """The training loop: one readable function over the parts that the configuration names."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,8 +12,10 @@ from torch.nn.utils import clip_grad_norm_
 
 from mmgen.config import save_yaml, to_mapping
 from mmgen.data.loader import build_loaders
+from mmgen.devices import peak_flops
 from mmgen.model.attention import AttentionBackend, choose_backend
 from mmgen.model.model import Model
+from mmgen.sampling.predict import ModelFacts
 from mmgen.training.begin import begin_from
 from mmgen.training.checkpoint import (
     latest_checkpoint,
@@ -22,9 +25,10 @@ from mmgen.training.checkpoint import (
 from mmgen.training.ema import Ema
 from mmgen.training.faults import save_batches
 from mmgen.training.feed import Part, feeds
+from mmgen.training.flops import Work, step_flops
 from mmgen.training.guards import FiniteGuard, Interrupt
 from mmgen.training.host import keep_freed_memory
-from mmgen.training.losses import compute_losses, token_counts, weighted
+from mmgen.training.losses import compute_losses, seen_in, token_counts, weighted
 from mmgen.training.metrics import Meters, Reporter
 from mmgen.training.optim import build_optimizer, freeze, learning_rate, set_learning_rate
 from mmgen.training.parallel import build_mesh, forget_gathered, shard
@@ -91,10 +95,10 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
     barrier()  # all have looked for what is there already
     if ranks.rank == 0:
         save_yaml(config, run / CONFIG_NAME)  # not before everything that the configuration names was built
-    step = samples = 0
+    step, seen = 0, Counter(samples=0, tokens=0, pictures=0)
     if latest is not None:
         scalars = load_checkpoint(latest, tensors())
-        step, samples, guard.skipped = scalars["step"], scalars["samples"], scalars["skipped"]
+        step, seen, guard.skipped = scalars["step"], Counter(scalars["seen"]), scalars["skipped"]
         for loader, state in zip(loaders, scalars["loaders"], strict=True):
             loader.load_state(state)
     saved = step if latest is not None else -1
@@ -104,7 +108,7 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
     def save(states: list[dict[str, Any]]) -> None:
         everyones = gathered(states)  # each rank's are new for its own streams only
         states = [everyones[stream % ranks.num_ranks][stream] for stream in range(len(states))]
-        scalars = {"step": step, "samples": samples, "skipped": guard.skipped, "loaders": states}
+        scalars = {"step": step, "seen": dict(seen), "skipped": guard.skipped, "loaders": states}
         saver.save(step, tensors(), scalars)
 
     states = [loader.state() for loader in loaders]
@@ -122,23 +126,30 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
     )
     meters = Meters()
     heard = told = ""
-    report = Reporter(
-        run, config.log, total_steps=total, step=step, samples=samples, resolved=to_mapping(config)
-    )
+    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    facts = ModelFacts.of(parts.model, parts.modalities, parts.objective)
+    resolved = to_mapping(config)
+    report = Reporter(run, config.log, total_steps=total, step=step, seen=seen, resolved=resolved, peak=peak)
     with Interrupt() as interrupt, report, closing(saver):
         report.say(_describe(config, parts, backend, ranks, latest))
         if begun is not None:
             report.say(begun)
         while step < total and not interrupt.requested():
             own = []
-            for _ in range(part.num_own):
-                feed, states = next(ready)
-                own.append(feed)
-                heard = feed.remarks or heard
+            with report.waiting():
+                for _ in range(part.num_own):
+                    feed, states = next(ready)
+                    own.append(feed)
+                    heard = feed.remarks or heard
             # of the whole step, so that a batch with few tokens of a kind weighs no more by it
             counts = [token_counts(parts, feed) for feed in own]
             of_step = summed({name: sum(each[name] for each in counts) for name in counts[0]})
-            documents = summed({"documents": sum(feed.batch.num_documents for feed in own)})["documents"]
+            seen += summed(sum((seen_in(feed.batch) for feed in own), Counter()))
+            if peak is not None:
+                works = [Work.attended(feed.batch, feed.windows) for feed in own]
+                report.worked(
+                    sum(step_flops(facts, each, parts.objective.needs_target).total for each in works)
+                )
             set_learning_rate(optimizer, lr := learning_rate(config.optim, step, total))
             model.train()
             loss = torch.zeros((), device=device)
@@ -161,22 +172,21 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
                 report.say(f"step {step + 1} was left out, its loss or gradient is not finite: see {fault}")
             optimizer.zero_grad(set_to_none=True)
             step += 1
-            samples += documents
             meters.add("loss", loss, 1 / ranks.num_ranks)
             meters.add("grad_norm", norm)
-            report.advance(step, samples)
+            report.advance(step, seen)
             if step % config.log.every == 0 or step == total:
                 if heard != told:  # with the rows, since totals grow with every shard that is read
                     report.say(f"data: {(told := heard)}")
                 means = meters.read()
-                report.row(step, samples, {"loss": means.pop("loss"), **means, "lr": lr})
+                report.row(step, seen, {"loss": means.pop("loss"), **means, "lr": lr})
             if _due(config.validation.every, step, total):
                 with _averaged(emas["ema"], model):
-                    report.row(step, samples, validate(parts, config, ranks, interrupt.requested))
+                    report.row(step, seen, validate(parts, config, ranks, interrupt.requested))
             if _due(config.preview.every, step, total) and config.preview.prompts:
                 with _averaged(emas["ema"], model):
                     if drawn := preview(parts, config, ranks, step, interrupt.requested):
-                        report.say(f"preview {drawn}")
+                        report.picture(step, drawn)
             if step % config.checkpoint.every == 0:
                 save(states)
                 saved = step

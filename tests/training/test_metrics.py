@@ -59,12 +59,12 @@ def report(run: Path, terminal: bool, step: int = 0, config: LogConfig | None = 
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, width=100 if terminal else 20)
     with Reporter(
-        run, config or LogConfig(), total_steps=10, step=step, samples=step * 4, console=console
+        run, config or LogConfig(), total_steps=10, step=step, seen={"samples": step * 4}, console=console
     ) as reporter:
         for now in range(step + 1, step + 3):
-            reporter.advance(now, now * 4)
+            reporter.advance(now, {"samples": now * 4})
             values = {"loss": 1.5, "text_loss": 1.0, "image_loss": 0.5, "grad_norm": 2.0, "lr": 1e-3}
-            reporter.row(now, now * 4, values)
+            reporter.row(now, {"samples": now * 4, "tokens": now * 4000}, values)
         reporter.say("saved [bold]runs/x[/bold]")
     return screen.getvalue()
 
@@ -90,10 +90,27 @@ def test_rows_are_the_same_either_way_and_a_resumed_run_reads_as_one(tmp_path: P
     assert [row["step"] for row in a] == [row["step"] for row in b] == [1, 2, 3]
     assert a[0].keys() == b[0].keys()
     assert (
-        list(a[0])[:3] == ["step", "samples", "loss"]
+        list(a[0])[:4] == ["step", "samples", "tokens", "loss"]
         and a[0]["samples"] == 4
-        and a[0]["samples_per_second"] > 0
+        and a[0]["tokens_per_second"] == pytest.approx(1000 * a[0]["samples_per_second"], rel=1e-3)
     )
+    assert a[0]["memory_gb"] > 0.05 and a[0]["data_wait"] == 0 and "mfu" not in a[0]
+
+
+def test_waiting_and_work_are_shares_of_the_time_between_rows(tmp_path: Path) -> None:
+    with Reporter(
+        tmp_path, LogConfig(), total_steps=4, peak=1e6, console=Console(file=io.StringIO())
+    ) as report:
+        for step in (1, 2):
+            with report.waiting():
+                time.sleep(0.05)
+            time.sleep(0.05)
+            report.worked(1e5)
+            report.row(step, {"samples": step}, {"loss": 1.0})
+    for row in read_metrics(tmp_path / "metrics.jsonl"):
+        seconds = 1 / row["samples_per_second"]
+        assert 0.05 / seconds <= row["data_wait"] + 1e-3 and row["data_wait"] < 1 - 0.04 / seconds
+        assert row["mfu"] == pytest.approx(0.1 / seconds, rel=0.01)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -101,8 +118,8 @@ def test_a_second_row_of_a_step_is_a_line_without_a_rate(tmp_path: Path, termina
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, width=100)
     with Reporter(tmp_path, LogConfig(), total_steps=10, console=console) as reporter:
-        reporter.row(5, 20, {"loss": 1.5})
-        reporter.row(5, 20, {"validation_text_loss": 2.5})
+        reporter.row(5, {"samples": 20}, {"loss": 1.5})
+        reporter.row(5, {"samples": 20}, {"validation_text_loss": 2.5})
     assert "step 5/10  validation_text_loss 2.5\n" in screen.getvalue()
     assert read_metrics(tmp_path / "metrics.jsonl")[1] == {
         "step": 5,
