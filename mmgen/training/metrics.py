@@ -35,10 +35,16 @@ class LogConfig:
     """Also log to this project of Weights & Biases."""
     wandb_mode: Literal["online", "offline"] = "online"
     """offline: keep the wandb run in the run's folder, for `wandb sync`."""
+    profile: tuple[int, int] | None = None
+    """First and last step (counted from 1) of a window under torch's profiler; its trace is in the run's folder."""
+    memory_snapshot: bool = False
+    """Record the GPU's allocations, for pytorch.org/memory_viz; slows training down."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"every must be at least 1, is {self.every}")
+        if self.profile is not None and not 1 <= self.profile[0] <= self.profile[1]:
+            raise ValueError(f"profile {list(self.profile)} must be two steps, 1 <= first <= last")
 
 
 class Meters:

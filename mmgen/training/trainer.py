@@ -32,6 +32,7 @@ from mmgen.training.losses import compute_losses, seen_in, token_counts, weighte
 from mmgen.training.metrics import Meters, Reporter
 from mmgen.training.optim import build_optimizer, freeze, learning_rate, set_learning_rate
 from mmgen.training.parallel import build_mesh, forget_gathered, shard
+from mmgen.training.profile import profiled
 from mmgen.training.ranks import Ranks, barrier, gathered, joined, summed
 from mmgen.training.run import (
     CHECKPOINTS,
@@ -130,7 +131,8 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
     facts = ModelFacts.of(parts.model, parts.modalities, parts.objective)
     resolved = to_mapping(config)
     report = Reporter(run, config.log, total_steps=total, step=step, seen=seen, resolved=resolved, peak=peak)
-    with Interrupt() as interrupt, report, closing(saver):
+    watched = profiled(config.log, run, step, ranks.rank)
+    with Interrupt() as interrupt, report, closing(saver), watched as step_done:
         report.say(_describe(config, parts, backend, ranks, latest))
         if begun is not None:
             report.say(begun)
@@ -190,6 +192,7 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
             if step % config.checkpoint.every == 0:
                 save(states)
                 saved = step
+            step_done()
         if saved != step:
             save(states)
         saver.wait()

@@ -1,5 +1,6 @@
 """A run can be cut anywhere and goes on as if it had not been; what is wrong is said before anything is lost."""
 
+import json
 import os
 import signal
 import subprocess
@@ -172,6 +173,22 @@ def test_a_run_writes_what_people_look_at(config: RunConfig, tmp_path: Path):
     assert (tmp_path / "run" / "config.yaml").is_file()
     result = load(tmp_path / "run").generate(["red square"])
     assert result.images[0].size == (16, 16)
+
+
+def test_a_window_of_steps_is_profiled(config: RunConfig, tmp_path: Path):
+    run = tmp_path / "run"
+    short = replace(config, run=str(run), preview=PreviewConfig(), validation=ValidationConfig())
+    train(replace(short, log=LogConfig(profile=(2, 3)), train=replace(config.train, steps=5)))
+    (path,) = (run / "profile").iterdir()
+    assert path.name == "steps-2-3-rank-0.json"
+    events = json.loads(path.read_text())["traceEvents"]
+    steps = {event["name"] for event in events if str(event.get("name", "")).startswith("ProfilerStep")}
+    assert len(steps) == 2 and any(event.get("name") == "aten::mm" for event in events)
+    with pytest.raises(ValueError, match="past step 2 already"):
+        again = replace(short, log=LogConfig(profile=(2, 3)), train=replace(config.train, steps=6))
+        train(again, resume=True)
+    with pytest.raises(ValueError, match=r"profile \[3, 2\] must be two steps"):
+        LogConfig(profile=(3, 2))
 
 
 def test_an_existing_run_is_not_overwritten(config: RunConfig, tmp_path: Path):
