@@ -173,6 +173,7 @@ def shares(loader: Loader, batches: int) -> dict[str, float]:
 
 def test_weights_by_tokens_hold_for_documents_of_very_different_lengths(folders: dict[str, Path]):
     options = {"compose": ComposeConfig({"interleaved": 1.0}), "streams": 1, "pack": PackConfig(8, 256, 128)}
+    options |= {"too_long": "split"}
     by_tokens = config(folders, sources={"pictures": 1.0, "texts": 3.0}, weights="tokens", **options)
     loader = Loader(by_tokens, modalities(), 0)
     found = shares(loader, 60)
