@@ -44,12 +44,9 @@ def fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
         return picture
     scale = cover(picture.height, picture.width, size)
     left, top = (picture.width - width / scale) / 2, (picture.height - height / scale) / 2
-    box = (
-        max(left, 0.0),
-        max(top, 0.0),
-        min(picture.width - left, picture.width),
-        min(picture.height - top, picture.height),
-    )
+    # within the picture, whatever the rounding
+    right, bottom = min(picture.width - left, picture.width), min(picture.height - top, picture.height)
+    box = max(left, 0.0), max(top, 0.0), right, bottom
     return picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
 
 
