@@ -7,6 +7,7 @@ ours gives. `loader_speed` compares all that a batch takes, packing included, wi
 """
 
 import io
+import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -50,9 +51,9 @@ LATENTS = (8, 8, 8)  # channels, height, width
 
 @dataclass(frozen=True)
 class Arguments(harness.Arguments):
-    samples: int = 2000
+    samples: int = 1000
     """Samples of a pass."""
-    repeats: int = 11
+    repeats: int = 7
     """Pairs of passes for each seed."""
     skip: int = 30_000
     """Samples of the tar in which a resume is timed."""
@@ -126,6 +127,7 @@ def webdataset(folder: Path, tokenizer: TextTokenizer, num: int) -> Callable[[],
     urls = [str(path) for path in sorted(folder.glob("*.tar"))]
 
     def decode(group: dict[str, Any]) -> tuple[list[int], torch.Tensor]:
+        json.loads(group["json"])
         ids = tokenizer.encode(group["txt"].decode())
         if "latents.npy" in group:
             latents = np.load(io.BytesIO(group["latents.npy"]), allow_pickle=False)
@@ -138,7 +140,7 @@ def webdataset(folder: Path, tokenizer: TextTokenizer, num: int) -> Callable[[],
 
     def run() -> None:
         set_ = WebDataset(urls, shardshuffle=len(urls), empty_check=False)
-        found = set_.shuffle(1000, rng=random.Random(0)).map(decode)
+        found: Any = set_.shuffle(1000, rng=random.Random(0)).map(decode)
         assert sum(1 for _ in islice(found, num)) == num
 
     return run

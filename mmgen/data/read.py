@@ -71,7 +71,10 @@ class _Placed:
         return group
 
     def _read(self, offset: int, size: int) -> bytes:
-        data = os.pread(self.file, size, offset)
+        try:
+            data = os.pread(self.file, size, offset)
+        except OSError:
+            raise BrokenShard("unreadable shard") from None
         if len(data) < size:
             raise BrokenShard("truncated shard")
         return data

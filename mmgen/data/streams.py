@@ -41,6 +41,11 @@ class _Window:
     end: Position
     """where the next one begins"""
 
+    def holds(self, position: Position) -> bool:
+        start = self.start
+        same_window = position.window == start.window and position.epoch == start.epoch
+        return same_window and position.part == start.part and position.first == start.first
+
 
 class SampleStream:
     """One of the `streams` of a source. `find` looks for a sample, `at` decodes it, `next` says what follows it.
@@ -98,7 +103,7 @@ class SampleStream:
 
     def next(self, position: Position) -> Position:
         """What follows a position that `find` returned (see `find`)."""
-        return replace(position, index=position.index + 1)
+        return Position(position.epoch, position.window, position.part, position.first, position.index + 1)
 
     def epoch(self, epoch: int = 0) -> Iterator[Sample]:
         """The usable samples of one epoch."""
@@ -110,8 +115,8 @@ class SampleStream:
 
     def _fill(self, position: Position) -> _Window:
         """The window of a position."""
-        start = replace(position, index=0)
-        if self._window is None or self._window.start != start:
+        if self._window is None or not self._window.holds(position):
+            start = replace(position, index=0)
             if self._window is None or self._window.end != start or not start.window:
                 self._reading = self._items(start)
             items = []

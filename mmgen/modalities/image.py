@@ -152,7 +152,9 @@ class Image(Modality):
     def latents(self, sample: Sample) -> Float[Tensor, "D h w"]:
         """The sample's latents: stored ones, else encoded here and remembered."""
         if sample.latents is not None:
-            return torch.from_numpy(np.asarray(sample.latents, dtype=np.float32))
+            return torch.from_numpy(
+                np.array(sample.latents, dtype=np.float32)
+            )  # a copy: these may be read-only
         if sample.picture is None:
             raise MissingPart("missing picture", sample.key)
         name = (sample.shard, sample.key)
@@ -161,7 +163,7 @@ class Image(Modality):
             with torch.no_grad():
                 latents = self.codec.encode(picture_to_tensor(picture)[None])[0]
             self._remember(name, latents.to(torch.float16).numpy())
-        return torch.from_numpy(self._cache[name].astype(np.float32))
+        return torch.from_numpy(self._cache[name]).float()
 
     def _sized(self, picture: Picture, key: str) -> Picture:
         """The picture at the size at which it is trained on."""

@@ -176,11 +176,11 @@ def test_weights_by_tokens_hold_for_documents_of_very_different_lengths(folders:
     options |= {"too_long": "split"}
     by_tokens = config(folders, sources={"pictures": 1.0, "texts": 3.0}, weights="tokens", **options)
     loader = Loader(by_tokens, modalities(), 0)
-    found = shares(loader, 60)
+    found = shares(loader, 100)
     assert loader.num_drawn > 2000
     assert abs(found["pictures"] - 0.25) < 0.01
     counted = Counter()
-    for batch, _ in islice(Loader(by_tokens, modalities(), 0), 60):
+    for batch, _ in islice(Loader(by_tokens, modalities(), 0), 100):
         counted["context"] += int((batch.context.layout.document != PAD).sum())
         counted["state"] += int((batch.state.layout.document != PAD).sum())
     assert 0 <= sum(loader.mix.tokens.values()) - counted.total() < 17 * 256, (
