@@ -35,8 +35,8 @@ class Feed:
     attention: BatchAttention | None
     """None for dense: its masks are larger than the layouts they are made of, so they are made where the step is"""
     remarks: str
-    """what the loader says of its samples so far: of the first stream, and of those that its process makes with it. Each
-    reads all shards in time, since every epoch deals them anew"""
+    """what the loader says of its samples so far: of the first stream and of those that its process makes with it; in
+    time each reads all shards, since every epoch deals them anew"""
     windows: Bool[Tensor, "B C"] | None = None
     """context tokens at which a joint head is trained; None where there is no such head"""
 
