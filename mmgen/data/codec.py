@@ -154,7 +154,8 @@ def _load_array(data: bytes) -> np.ndarray:
     shape, fortran, dtype = _array_header(data[8:start])
     if dtype.hasobject:
         raise ValueError("an array of objects is never unpickled")
-    return np.frombuffer(data, dtype, prod(shape), start).reshape(shape, order="F" if fortran else "C")
+    values = np.frombuffer(data, dtype, prod(shape), start)
+    return values.reshape(shape, order="F" if fortran else "C").copy()  # one that may be written to
 
 
 @lru_cache(maxsize=256)

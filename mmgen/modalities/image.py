@@ -152,9 +152,7 @@ class Image(Modality):
     def latents(self, sample: Sample) -> Float[Tensor, "D h w"]:
         """The sample's latents: stored ones, else encoded here and remembered."""
         if sample.latents is not None:
-            return torch.from_numpy(
-                np.array(sample.latents, dtype=np.float32)
-            )  # a copy: these may be read-only
+            return torch.from_numpy(np.asarray(sample.latents, dtype=np.float32))
         if sample.picture is None:
             raise MissingPart("missing picture", sample.key)
         name = (sample.shard, sample.key)
