@@ -92,7 +92,7 @@ class Run:
 def prepare(data: DataName) -> RunConfig:
     """The data set's configuration; the data set is built where it is missing."""
     config = load_yaml(Path(f"configs/{data}.yaml"), RunConfig)
-    folder = Path(next(iter(config.data.sources.values())).path)
+    folder = Path(str(next(iter(config.data.sources.values())).path))
     if not folder.exists():
         if data == "digits":
             digits.build(digits.Options(folder, validation=0.3))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks import harness
-from mmgen.data.streams import SourceConfig
+from mmgen.data.source import SourceConfig
 from mmgen.evaluation import intervals
 from mmgen.evaluation.alignment import retrieves_own
 from mmgen.evaluation.distances import frechet, frechet_distance, kid, kid_value, real_floor

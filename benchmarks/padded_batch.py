@@ -72,14 +72,12 @@ def _packed(config: RunConfig, parts: Parts, seed: int) -> tuple[list[Document],
     (name, source), *_ = config.data.sources.items()
     stream = SampleStream(name, source, seed)
     packer = Packer(config.data.pack, parts.modalities)
-    position = stream.find(stream.begin())
-    misses = number = 0
-    while misses < 16:
+    misses = 0
+    for number, sample in enumerate(stream.epoch()):
         draw = keyed_numpy(seed, "compose", number)
-        document = compose(stream.at(position), config.data.compose, parts.modalities, draw)
-        misses += not packer.add(document)
-        position = stream.find(stream.next(position))
-        number += 1
+        misses += not packer.add(compose(sample, config.data.compose, parts.modalities, draw))
+        if misses == config.data.pack.lookahead:
+            break
     return [document for row in packer.rows for document in row], packer.finish()
 
 

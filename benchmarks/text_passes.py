@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import arms, harness
 from data_pipelines import text as text_pipeline
 from mmgen.config import load_yaml
-from mmgen.data.streams import SourceConfig
+from mmgen.data.source import SourceConfig
 from mmgen.evaluation.real import read_split
 from mmgen.model.joint import JointConfig, JointKind
 from mmgen.sampling.plan import Plan
@@ -82,7 +82,7 @@ def measure(arguments: Arguments) -> list[harness.Row]:
 
 def _prepare() -> RunConfig:
     config = load_yaml(Path(f"configs/{CONFIG}.yaml"), RunConfig)
-    folder = Path(config.data.sources["glosses"].path)
+    folder = Path(str(config.data.sources["glosses"].path))
     if not folder.exists():
         text_pipeline.build(text_pipeline.Options(folder, glosses=True))
     assert isinstance(config.joint, JointConfig)

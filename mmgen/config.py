@@ -250,6 +250,8 @@ def _read_union(value: Any, hints: Sequence[Any], where: str, default: Any) -> A
     if type(None) in hints and (value is None or isinstance(value, _Typed) and value.lower() in _NONE):
         return None
     others = [hint for hint in hints if hint is not type(None)]
+    if isinstance(value, _Typed) and str in others and not value.startswith("["):
+        others = [hint for hint in others if get_origin(hint) is not tuple]  # a text may have commas
     if len(others) == 1:  # the one reading's own message is the better one
         return _read(value, others[0], where, default)
     # An exact type wins, so that 1 stays an int under `float | int`; text is the last resort of a typed word.

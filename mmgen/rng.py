@@ -5,7 +5,9 @@ leaves every draw as it was.
 """
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -23,8 +25,8 @@ def keyed_numpy(*key: int | str) -> np.random.Generator:
 
 def draw_index(weights: Sequence[float], draw: np.random.Generator) -> int:
     """An index by weight: what `draw.choice` with these probabilities takes, with less work."""
-    total = np.cumsum(weights)
-    return int(np.searchsorted(total / total[-1], draw.random(), side="right"))
+    totals = list(accumulate(weights))
+    return bisect_right([total / totals[-1] for total in totals], draw.random())
 
 
 def keyed_torch(*key: int | str) -> torch.Generator:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mmgen.cli.arguments import parse
-from mmgen.data.streams import SourceConfig
+from mmgen.data.source import SourceConfig
 from mmgen.evaluation.evaluate import EvaluateConfig, Evaluation, Row, evaluate
 from mmgen.evaluation.intervals import Estimate
 from mmgen.files import write_text

@@ -17,8 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmgen.cli.arguments import parse
+from mmgen.data.find import find_shards
+from mmgen.data.read import read_shards
 from mmgen.data.rejects import Rejects
-from mmgen.data.shards import MANIFEST, Manifest, find_shards, read_manifest, read_shards, write_shards
+from mmgen.data.shards import MANIFEST, Manifest, read_manifest, write_shards
 from mmgen.sequence import Sample
 from mmgen.tokenization.latents import (
     LatentCodec,

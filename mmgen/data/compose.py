@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from mmgen.modalities import Modality, Place, Text
 from mmgen.rng import draw_index
@@ -76,6 +77,24 @@ def compose(
         spans += modalities[name].encode(part, place, draw)
         before = name
     return Document(tuple(spans), sample.key)
+
+
+def cut_text(document: Document, length: int, modalities: Mapping[str, Modality]) -> list[Document]:
+    """The document as several of at most `length` tokens, each with the begin token; empty where it is no text alone.
+
+    Every token but the begin tokens is in one of them, in order. Nothing in a later one reads an earlier one.
+    """
+    text = modalities["text"]
+    assert isinstance(text, Text)
+    begin, *rest = document.spans
+    if not rest or any(span.ids is None or not span.predicted for span in rest):
+        return []  # a picture, or its size
+    ids = torch.cat([span.ids for span in rest if span.ids is not None]).tolist()
+    room = length - len(begin)
+    return [
+        Document((begin, text.span(ids[start : start + room], begin.next_position)), document.key)
+        for start in range(0, len(ids), room)
+    ]
 
 
 def _interleaved_parts(sample: Sample) -> list[tuple[str, str | None, Sample]]:

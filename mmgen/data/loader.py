@@ -1,8 +1,8 @@
 """Samples -> batches, with a state after each batch from which the next one follows bit for bit.
 
 Every draw is keyed by the number of the sample, so the state is a few counters: where each source stands, how many
-samples and groups were drawn, and which documents wait: for a row with room, or for others with which their noisy
-copies make whole groups.
+samples, groups and tokens of each source were drawn, and which documents wait: for a row with room, or for others with
+which their noisy copies make whole groups. It also says what it was counted on, and is refused where that changed.
 
 Several loaders share a run's data, one for each of its streams, and take turns: batch n is of stream n mod streams.
 Each is a pure function of its own state, so that it does not matter which process makes it.
@@ -10,21 +10,23 @@ Each is a pure function of its own state, so that it does not matter which proce
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
-from mmgen.data.compose import ComposeConfig, check_tasks, compose
-from mmgen.data.pack import PackConfig, Packer
-from mmgen.data.streams import Position, SampleStream, ShardReader, SourceConfig, check_weights
+from mmgen.data.codec import BrokenSample
+from mmgen.data.compose import ComposeConfig, check_tasks, compose, cut_text
+from mmgen.data.mix import Mix, Weighting
+from mmgen.data.pack import PackConfig, Packer, document_lengths
+from mmgen.data.source import SourceConfig, SourceReader
+from mmgen.data.streams import Position, SampleStream, check_weights
 from mmgen.data.units import Units, fill_groups
 from mmgen.modalities import MissingPart, Modality
-from mmgen.rng import draw_index, keyed_numpy
-from mmgen.sequence import UNGROUPED, Document, Grouping, PackedBatch
+from mmgen.rng import keyed_numpy
+from mmgen.sequence import UNGROUPED, Document, Grouping, PackedBatch, Sample
 
 N = TypeVar("N", int, Tensor)
 
-LOOKAHEAD = 16  # documents that may wait for room before a batch is closed
 USELESS = 1000  # samples in a row of which none can be placed, before that is an error
 UNMATCHED = 16  # documents, times the particles of a group, that may wait for others of their kind
 
@@ -36,6 +38,10 @@ class DataConfig:
     pack: PackConfig = field(default_factory=PackConfig)
     streams: int = 1
     """parts of the data that are read and packed apart and take turns; so many processes at most can make batches"""
+    weights: Weighting = "documents"
+    """what the sources' weights are shares of: documents, or tokens of both streams"""
+    too_long: Literal["drop", "split", "stop"] = "drop"
+    """what becomes of a document that no row has room for: left out, a text cut into several, or an error"""
 
     def __post_init__(self) -> None:
         if self.streams < 1:
@@ -46,12 +52,14 @@ class DataConfig:
 class Drawn:
     """One sample's place in the training order: its number, of all streams, source and position. Its document follows.
 
-    `alone` documents found no others of their kind and fill their groups with further copies of their own.
+    `piece` numbers the documents that a text was cut into, None where it was not. `alone` documents found no others of
+    their kind and fill their groups with further copies of their own.
     """
 
     number: int
     source: str
     position: Position
+    piece: int | None = None
     alone: bool = False
 
 
@@ -69,7 +77,7 @@ class Loader:
         seed: int,
         grouping: Grouping = UNGROUPED,
         stream: int = 0,
-        readers: Mapping[str, ShardReader] | None = None,
+        readers: Mapping[str, SourceReader] | None = None,
     ) -> None:
         check_weights(config.sources)
         check_tasks(config.compose, modalities)
@@ -78,45 +86,51 @@ class Loader:
         self.seed = seed
         self.grouping = grouping
         self.stream = stream
-        readers = readers or {name: ShardReader(source) for name, source in config.sources.items()}
+        readers = readers or {name: SourceReader(source) for name, source in config.sources.items()}
         self.streams = {
             name: SampleStream(name, source, seed, stream, config.streams, readers[name])
             for name, source in config.sources.items()
         }
-        self._weights = [source.weight for source in config.sources.values()]
-        self._names = list(config.sources)
-        self.positions = {name: stream.begin() for name, stream in self.streams.items()}
+        weights = {name: source.weight for name, source in config.sources.items()}
+        self.mix = Mix(weights, config.weights, seed)
+        self.positions = dict.fromkeys(self.streams, Position())
         self.num_drawn = 0
         self.num_groups = 0
         self.waiting: list[Drawn] = []
-        self._composed: dict[int, Document] = {}  # of those that wait; made again after a resume
+        self._composed: dict[Drawn, Document] = {}  # of those that wait; made again after a resume
         # samples of no use, counted once however often they are drawn
         self._dropped: set[tuple[str, str]] = set()
         self._num_useless = 0  # since one was placed
         self._num_alone = 0
+        self._num_cut = self._num_pieces = 0
 
     def state(self) -> dict[str, Any]:
         """What `load_state` needs, as JSON."""
         return {
+            "data": self._describe(),
             "positions": {name: asdict(position) for name, position in self.positions.items()},
+            "tokens": dict(self.mix.tokens),
             "num_drawn": self.num_drawn,
             "num_groups": self.num_groups,
             "waiting": [asdict(drawn) for drawn in self.waiting],
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`. Raises ValueError where its sources are not this run's."""
-        if sorted(state["positions"]) != sorted(self.positions):
-            raise ValueError(
-                f"the checkpoint was trained on sources {sorted(state['positions'])}, "
-                f"this run has {sorted(self.positions)}"
-            )
+        """Continue from `state`. Raises ValueError where it was counted on other data, which it names."""
+        if changed := _changes(state.get("data"), self._describe()):
+            raise ValueError(f"the checkpoint cannot go on with this data: {changed}")
         self.positions = {name: Position(**position) for name, position in state["positions"].items()}
+        self.mix.tokens = dict(state["tokens"])
         self.num_drawn = state["num_drawn"]
         self.num_groups = state["num_groups"]
         self.waiting = [
             Drawn(**{**item, "position": Position(**item["position"])}) for item in state["waiting"]
         ]
+        self._composed.clear()
+
+    def _describe(self) -> dict[str, Any]:
+        sources = {name: stream.reader.describe() for name, stream in self.streams.items()}
+        return {"streams": self.config.streams, "stream": self.stream, "sources": sources}
 
     def __iter__(self) -> Iterator[tuple[PackedBatch, dict[str, Any]]]:
         while True:
@@ -128,17 +142,9 @@ class Loader:
         # All that waited is offered anew, in its order: a resumed run, which knows no more, does the same.
         old, self.waiting = self.waiting, []
         for drawn in old:
-            document = self._composed.pop(drawn.number, None) or self._document(drawn)
-            assert document is not None, "a document that waits was composed before"
-            self._offer(packer, units, drawn, document)
-        while len(self.waiting) < LOOKAHEAD:
-            drawn = self._draw()
-            document = self._document(drawn)
-            if document is None:
-                continue
-            if not packer.fits_empty(document):
-                self._drop(drawn, "longer than a row of the batch")
-            else:
+            self._offer(packer, units, drawn, self._composed.pop(drawn, None) or self._compose_again(drawn))
+        while len(self.waiting) < self.config.pack.lookahead:
+            for drawn, document in self._draw(packer):
                 self._offer(packer, units, drawn, document)
         self._wait(units.waiting())
         batch = packer.finish(self.num_groups)
@@ -162,12 +168,14 @@ class Loader:
                 self._place_alone(packer, *entry)
 
     def _place_alone(self, packer: Packer, drawn: Drawn, document: Document) -> None:
-        document = fill_groups(document, self.grouping)
-        if not packer.fits_empty(document):
-            self._drop(drawn, f"no room in a batch for a group of {self.grouping.particles}")
+        filled = fill_groups(document, self.grouping)
+        if not packer.fits_empty(filled):
+            sample = self.streams[drawn.source].at(drawn.position)
+            self._drop(drawn, sample, f"no room in a batch for a group of {self.grouping.particles}")
             return
         self._num_alone += 1
-        self._place(packer, [(replace(drawn, alone=True), document)])
+        self.mix.add(drawn.source, sum(document_lengths(filled)) - sum(document_lengths(document)))
+        self._place(packer, [(replace(drawn, alone=True), filled)])
 
     def _place(self, packer: Packer, unit: Sequence[tuple[Drawn, Document]]) -> None:
         self._num_useless = 0
@@ -177,35 +185,71 @@ class Loader:
     def _wait(self, entries: Sequence[tuple[Drawn, Document]]) -> None:
         for drawn, document in entries:
             self.waiting.append(drawn)
-            self._composed[drawn.number] = document
+            self._composed[drawn] = document
 
-    def _draw(self) -> Drawn:
+    def _draw(self, packer: Packer) -> list[tuple[Drawn, Document]]:
+        """The next sample's document, or those it is cut into; none where it is of no use."""
         number = self._number(self.num_drawn)
-        name = self._names[0]
-        if len(self._names) > 1:
-            name = self._names[draw_index(self._weights, keyed_numpy(self.seed, "source", number))]
+        name = self.mix.next(number)
         position = self.streams[name].find(self.positions[name])
         self.positions[name] = self.streams[name].next(position)
         self.num_drawn += 1
-        return Drawn(number, name, position)
-
-    def _document(self, drawn: Drawn) -> Document | None:
-        sample = self.streams[drawn.source].at(drawn.position)
+        drawn = Drawn(number, name, position)
         try:
-            document = compose(
-                sample, self.config.compose, self.modalities, keyed_numpy(self.seed, "compose", drawn.number)
-            )
+            sample = self.streams[name].at(position)
+        except BrokenSample:  # counted where it was read
+            self._count_useless()
+            return []
+        try:
+            document = self._compose(drawn, sample)
         except MissingPart as missing:
-            self._drop(drawn, missing.reason)
-            return None
+            self._drop(drawn, sample, missing.reason)
+            return []
+        found = self._fit(packer, drawn, document, sample)
+        self.mix.add(name, sum(sum(document_lengths(each)) for _, each in found))
+        return found
+
+    def _fit(
+        self, packer: Packer, drawn: Drawn, document: Document, sample: Sample
+    ) -> list[tuple[Drawn, Document]]:
+        if packer.fits_empty(document):
+            return [(drawn, document)]
+        if self.config.too_long == "split" and (pieces := self._cut(document)):
+            self._num_cut += 1
+            self._num_pieces += len(pieces)
+            return [(replace(drawn, piece=piece), each) for piece, each in enumerate(pieces)]
+        if self.config.too_long == "stop":
+            context, state = document_lengths(document)
+            pack = self.config.pack
+            raise ValueError(
+                f"source {drawn.source}: {sample.shard}: {sample.key} has {context} context and {state} state tokens, "
+                f"longer than a row of the batch ({pack.context_length} and {pack.state_length}); data.too_long drop "
+                "would leave it out, split would cut it if it is a text"
+            )
+        self._drop(drawn, sample, "longer than a row of the batch")
+        return []
+
+    def _compose(self, drawn: Drawn, sample: Sample) -> Document:
+        draw = keyed_numpy(self.seed, "compose", drawn.number)
+        return compose(sample, self.config.compose, self.modalities, draw)
+
+    def _cut(self, document: Document) -> list[Document]:
+        return cut_text(document, self.config.pack.context_length, self.modalities)
+
+    def _compose_again(self, drawn: Drawn) -> Document:
+        """The document of one that waited, after a resume."""
+        document = self._compose(drawn, self.streams[drawn.source].at(drawn.position))
+        if drawn.piece is not None:
+            document = self._cut(document)[drawn.piece]
         return fill_groups(document, self.grouping) if drawn.alone else document
 
-    def _drop(self, drawn: Drawn, reason: str) -> None:
-        stream = self.streams[drawn.source]
-        sample = stream.at(drawn.position)
+    def _drop(self, drawn: Drawn, sample: Sample, reason: str) -> None:
         if (sample.shard, sample.key) not in self._dropped:
             self._dropped.add((sample.shard, sample.key))
-            stream.rejects.drop(reason, f"{sample.shard}: {sample.key}")
+            self.streams[drawn.source].rejects.drop(reason, f"{sample.shard}: {sample.key}")
+        self._count_useless()
+
+    def _count_useless(self) -> None:
         self._num_useless += 1
         if self._num_useless >= USELESS:
             raise ValueError(f"of the last {USELESS} samples none can be used: {self.remarks()}")
@@ -218,12 +262,42 @@ class Loader:
             found.append(
                 f"{self._num_alone} documents filled groups by themselves, for want of others of their shape"
             )
+        if self._num_cut:
+            found.append(
+                f"{self._num_cut} texts longer than a row of the batch were cut into {self._num_pieces} documents"
+            )
         return "; ".join(found)
+
+
+def _changes(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> str:
+    """What of the data is not what it was, in words; empty where all is."""
+    if old is None:
+        return "it does not say which data it was trained on"
+    if sorted(old["sources"]) != sorted(new["sources"]):
+        return f"it was trained on sources {sorted(old['sources'])}, this run has {sorted(new['sources'])}"
+    for key in ("streams", "stream"):
+        if old[key] != new[key]:
+            return f"data.streams: its {key} was {old[key]}, is {new[key]}"
+    for name, was in old["sources"].items():
+        now = new["sources"][name]
+        if was["window"] != now["window"]:
+            return f"the window of source {name} was {was['window']}, is {now['window']}"
+        if was["filters"] != now["filters"]:
+            return f"source {name} takes other samples: its include lists or thin changed"
+        if was["digest"] != now["digest"]:
+            counts = [f"{each['shards']} shards of {each['bytes']} bytes" for each in (was, now)]
+            what = (
+                f"were {counts[0]}, are {counts[1]}"
+                if counts[0] != counts[1]
+                else "have other names or contents"
+            )
+            return f"the shards of source {name} {what}"
+    return ""
 
 
 def build_loaders(
     config: DataConfig, modalities: Mapping[str, Modality], seed: int, grouping: Grouping = UNGROUPED
 ) -> list[Loader]:
     """A loader for each stream of the data; what one of them decodes, the others of its process need not."""
-    readers = {name: ShardReader(source) for name, source in config.sources.items()}
+    readers = {name: SourceReader(source) for name, source in config.sources.items()}
     return [Loader(config, modalities, seed, grouping, stream, readers) for stream in range(config.streams)]

@@ -17,10 +17,14 @@ class PackConfig:
     rows: int = 8
     context_length: int = 256
     state_length: int = 256
+    lookahead: int = 16
+    """documents that may wait for room before a batch is closed"""
 
     def __post_init__(self) -> None:
         if self.rows < 1:
             raise ValueError(f"rows {self.rows} must be at least 1")
+        if self.lookahead < 1:
+            raise ValueError(f"lookahead {self.lookahead} must be at least 1 document")
         for name in ("context_length", "state_length"):
             if getattr(self, name) < 128 or getattr(self, name) % 128:
                 raise ValueError(f"{name} {getattr(self, name)} must be a multiple of 128")

@@ -1,32 +1,27 @@
-"""WebDataset shards on disk: written with a manifest, read back as `Sample`s.
+"""WebDataset shards on disk, written with a manifest.
 
-A data set is a folder: `manifest.json` and `<split>-000000.tar`, ... A sample with key K (no dots) has the members
-K.webp|png|jpg (picture), K.txt (the plain caption), K.json (metadata; "captions" maps a level of detail to a caption),
-K.latents.npy (float16 or float32 [channels, height, width]) and, for an interleaved document, K.json's "parts" with
-the pictures in K.0.webp, K.1.webp, ... Folders of tars in img2dataset's layout have no manifest and are read as they
-are. Nothing here mixes, shuffles, resizes or tokenizes.
+A data set is a folder: `manifest.json` and `<split>-000000.tar`, ..., those that are not compressed with an index (see
+`mmgen/data/listing.py`). A sample with key K (no dots) has the members K.webp|png|jpg (picture), K.txt (the plain
+caption), K.json (metadata; "captions" maps a level of detail to a caption), K.latents.npy (float16 or float32
+[channels, height, width]) and, for an interleaved document, K.json's "parts" with the pictures in K.0.webp, K.1.webp,
+... Nothing here reads samples.
 """
 
-import glob
 import gzip
 import hashlib
 import json
 import os
 import shutil
-import tarfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from webdataset.gopen import gopen
-from webdataset.tariterators import group_by_keys, tar_file_iterator
 from webdataset.writer import TarWriter
 
-from mmgen.data.codec import MAX_PIXELS, BrokenSample, PictureFormat, decode_sample, encode_sample
-from mmgen.data.rejects import Rejects
+from mmgen.data.codec import PictureFormat, encode_sample
+from mmgen.data.listing import scan_tar, write_index
 from mmgen.sequence import Sample
 
 MANIFEST = "manifest.json"
@@ -156,6 +151,9 @@ class _SplitWriter:
     def finish(self) -> tuple[Shard, ...]:
         self.open_tar.close()
         paths = [self.folder / name for name in self.names]
+        for path in paths:
+            if not self.compress:
+                write_index(path, scan_tar(path))
         return tuple(
             Shard(path.name, count, path.stat().st_size, _sha256(path))
             for path, count in zip(paths, self.counts, strict=True)
@@ -190,7 +188,7 @@ def _write_tars(
     return {split: writers[split].finish() for split in sorted(writers)}, tuple(sorted(columns))
 
 
-# -- finding ---------------------------------------------------------------------------------------------------------
+# -- the manifest ----------------------------------------------------------------------------------------------------
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -198,15 +196,20 @@ def read_manifest(folder: Path) -> Manifest:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise ValueError(f"{folder} is no data set: it has no {MANIFEST}")
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """A manifest from the bytes of its file. Raises ValueError, which begins with `where`, for anything else."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(data)
         splits = {
             split: tuple(Shard(**shard) for shard in shards) for split, shards in raw.pop("splits").items()
         }
         lists = {name: tuple(raw.pop(name)) for name in ("columns", "licences")}
         return Manifest(splits=splits, **lists, **raw)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not a manifest of shards: {error}") from None
+        raise ValueError(f"{where} is not a manifest of shards: {error}") from None
 
 
 def verify(folder: Path) -> Manifest:
@@ -215,7 +218,7 @@ def verify(folder: Path) -> Manifest:
     for shards in manifest.splits.values():
         for shard in shards:
             path = Path(folder) / shard.path
-            _check_size(path, shard)
+            check_size(path, shard)
             if (digest := _sha256(path)) != shard.sha256:
                 raise ValueError(
                     f"{path} is damaged: its sha256 is {digest}, the manifest says {shard.sha256}"
@@ -223,37 +226,8 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
-def find_shards(path: str | Path, split: str | None = None) -> list[Path]:
-    """The tars of a split of a data set, of a folder of tars without manifest, or of a glob; in order of name.
-
-    With a manifest, `split` None means all splits. A folder or glob without manifest has no splits: there `split`
-    must be None or "train". Raises ValueError where nothing is found, or a shard is missing or truncated.
-    """
-    folder = Path(path)
-    if (folder / MANIFEST).is_file():
-        manifest = read_manifest(folder)
-        if split is not None and split not in manifest.splits:
-            raise ValueError(f"{folder} has no split {split!r}, only {', '.join(manifest.splits)}")
-        shards = [
-            shard for name, group in manifest.splits.items() if split in (None, name) for shard in group
-        ]
-        for shard in shards:
-            _check_size(folder / shard.path, shard)
-        return [folder / shard.path for shard in shards]
-    if split not in (None, "train"):
-        raise ValueError(f"{path} has no {MANIFEST}, so it has no split {split!r}, only train")
-    if folder.is_dir():
-        found = sorted([*folder.glob("*.tar"), *folder.glob("*.tar.gz")])
-    else:
-        found = [Path(name) for name in sorted(glob.glob(str(path))) if Path(name).is_file()]
-    if not found:
-        raise ValueError(
-            f"no shards at {path}: expected a folder with {MANIFEST} or *.tar, or a pattern of tars"
-        )
-    return found
-
-
-def _check_size(path: Path, shard: Shard) -> None:
+def check_size(path: Path, shard: Shard) -> None:
+    """Raises ValueError where a shard is missing or has another size than its manifest says."""
     if not path.is_file():
         raise ValueError(f"{path} is missing, though the manifest lists it")
     if (num_bytes := path.stat().st_size) != shard.num_bytes:
@@ -265,73 +239,3 @@ def _check_size(path: Path, shard: Shard) -> None:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-# -- reading ---------------------------------------------------------------------------------------------------------
-
-
-def read_shards(
-    paths: Iterable[str | Path], rejects: Rejects, max_pixels: int = MAX_PIXELS
-) -> Iterator[Sample]:
-    """One pass over several shards. Raises ValueError where not one sample is usable or too much is broken."""
-    paths = list(paths)
-    for path in paths:
-        yield from read_shard(path, rejects, max_pixels)
-    rejects.finish(f"{paths[0]} ... {paths[-1]}" if len(paths) > 1 else ", ".join(map(str, paths)))
-
-
-def read_shard(path: str | Path, rejects: Rejects, max_pixels: int = MAX_PIXELS) -> Iterator[Sample]:
-    """The samples of one tar (a file, or what webdataset opens: "pipe:...", a URL), in order.
-
-    Broken samples, and a shard that is missing, empty, truncated or no tar, are counted in `rejects` by reason and
-    left out; ValueError when that is too much. A picture above `max_pixels` is refused from its header, undecoded.
-    """
-    num_groups = 0
-    groups = group_by_keys(_members(str(path)))
-    while True:
-        try:
-            group = next(groups, None)
-        except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
-            return rejects.reject_shard(_shard_reason(error, num_groups), str(path))
-        if group is None:
-            break
-        num_groups += 1
-        try:
-            sample = decode_sample(group, max_pixels)
-        except BrokenSample as broken:
-            rejects.reject(str(broken), f"{path}: {group['__key__']}")
-            continue
-        rejects.keep()
-        yield sample
-    if num_groups == 0:
-        rejects.reject_shard("empty shard", str(path))
-    elif _cut_short(Path(path)):
-        rejects.reject_shard("truncated shard", str(path))
-    else:
-        rejects.keep_shard()
-
-
-def _members(url: str) -> Iterator[dict[str, Any]]:
-    with gopen(url) as stream:
-        for member in tar_file_iterator(stream):  # pyright: ignore[reportArgumentType]  # it opens the stream itself
-            yield {**member, "__url__": url}
-    yield {}  # what group_by_keys takes for the end of a shard
-
-
-def _shard_reason(error: Exception, num_groups: int) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "missing shard"
-    if isinstance(error, ValueError):
-        return "two members of one name"  # group_by_keys refuses them
-    if "empty file" in str(error):
-        return "empty shard"
-    return "truncated shard" if num_groups else "not a tar"
-
-
-def _cut_short(path: Path) -> bool:
-    """Whether a plain tar lacks its closing zeros: tarfile takes one that was cut between members for whole."""
-    if path.suffix != ".tar" or not path.is_file():
-        return False
-    with open(path, "rb") as stream:
-        stream.seek(-1024, os.SEEK_END)
-        return any(stream.read())

@@ -5,12 +5,13 @@ Reads data; measures nothing.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from itertools import islice
 
 from PIL import Image
 
-from mmgen.data.shards import MANIFEST, read_manifest
-from mmgen.data.streams import SampleStream, SourceConfig
+from mmgen.data.find import find_splits
+from mmgen.data.source import SourceConfig
+from mmgen.data.streams import SampleStream
 from mmgen.rng import keyed_numpy
 from mmgen.sequence import Sample
 from mmgen.tokenization.latents import on_white
@@ -41,10 +42,8 @@ def splits_of(sources: Mapping[str, SourceConfig]) -> list[str]:
     """The splits that the sources have, training first, under their names in reports."""
     found: dict[str, None] = {SEEN: None}
     for source in sources.values():
-        if (Path(source.path) / MANIFEST).is_file():
-            found |= dict.fromkeys(
-                name for name in read_manifest(Path(source.path)).splits if name != "train"
-            )
+        splits = find_splits(source.path, source.remote)
+        found |= dict.fromkeys(name for name in splits if name != "train")
     return list(found)
 
 
@@ -66,13 +65,9 @@ def read_split(source: SourceConfig, split: str, limit: int = MAX_PICTURES) -> l
 
 
 def _read(config: SourceConfig, limit: int) -> list[Sample]:
-    stream = SampleStream("evaluation", config, seed=0)  # the name keys the order: not the path, which moves
-    samples: list[Sample] = []
-    position = stream.find(stream.begin())
-    while position.epoch == 0 and len(samples) < limit:
-        samples.append(stream.at(position))
-        position = stream.find(stream.next(position))
-    return samples
+    # The name keys the order: not the path, which moves. One window, so that the first ones are of the whole split.
+    stream = SampleStream("evaluation", replace(config, window=MAX_PICTURES), seed=0)
+    return list(islice(stream.epoch(), limit))
 
 
 def real_pictures(samples: Sequence[Sample], size: tuple[int, int]) -> list[RealPicture]:

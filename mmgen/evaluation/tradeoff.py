@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.svm import SVC
 from torch import Tensor
 
-from mmgen.data.streams import SourceConfig
+from mmgen.data.source import SourceConfig
 from mmgen.evaluation.alignment import nearest, retrieves_concept
 from mmgen.evaluation.distances import kid, kid_value, real_floor
 from mmgen.evaluation.evaluate import SEED_STRIDE, encode

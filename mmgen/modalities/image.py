@@ -9,9 +9,11 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from PIL.Image import Image as Picture
 from torch import Tensor, nn
 
 from mmgen.modalities.base import MissingPart, Modality, Place, text_positions
+from mmgen.modalities.buckets import BucketConfig, check_buckets, choose_bucket, fit
 from mmgen.rng import draw_index
 from mmgen.sequence import Sample, Span
 from mmgen.tokenization.latents import (
@@ -85,6 +87,8 @@ class ImageConfig:
     """time t at which finished pictures enter the context, in training and in sampling"""
     time: TimeConfig = field(default_factory=TimeConfig)
     blocks: BlocksConfig = field(default_factory=BlocksConfig)
+    buckets: BucketConfig = field(default_factory=BucketConfig)
+    """sizes that pictures are brought to; stored latents are taken as they are"""
     loss_weight: float = 1.0
     cache_mb: int = 1024
     """latents encoded on the fly are kept up to this size; encode larger sets once with `mmgen tokenizer encode`"""
@@ -132,6 +136,7 @@ class Image(Modality):
         super().__init__(name, config, tokenizer)
         self.codec = load_latent_codec(config.codec) if codec is None else codec
         self.channels = self.codec.channels * config.patch**2
+        check_buckets(config.buckets.sizes, config.patch * self.codec.downsample, tokenizer.max_size)
         self._cache: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._cache_bytes = 0
 
@@ -161,15 +166,25 @@ class Image(Modality):
             return torch.from_numpy(np.asarray(sample.latents, dtype=np.float32))
         if sample.picture is None:
             raise MissingPart("missing picture", sample.key)
-        side = self.config.patch * self.codec.downsample
-        if sample.picture.width % side or sample.picture.height % side:
-            raise MissingPart(f"picture whose sides are no multiples of {side} pixels", sample.key)
         name = (sample.shard, sample.key)
         if name not in self._cache:
+            picture = self._sized(sample.picture, sample.key)
             with torch.no_grad():
-                latents = self.codec.encode(picture_to_tensor(sample.picture)[None])[0]
+                latents = self.codec.encode(picture_to_tensor(picture)[None])[0]
             self._remember(name, latents.to(torch.float16).numpy())
-        return torch.from_numpy(self._cache[name].astype(np.float32))
+        return torch.from_numpy(self._cache[name]).float()
+
+    def _sized(self, picture: Picture, key: str) -> Picture:
+        """The picture at the size at which it is trained on."""
+        if self.config.buckets.sizes:
+            size = choose_bucket(picture.height, picture.width, self.config.buckets)
+            if size is None:
+                raise MissingPart("picture too small for every bucket", key)
+            return fit(picture, size)
+        side = self.config.patch * self.codec.downsample
+        if picture.width % side or picture.height % side:
+            raise MissingPart(f"picture whose sides are no multiples of {side} pixels", key)
+        return picture
 
     def _remember(self, name: tuple[str, str], latents: np.ndarray) -> None:
         self._cache[name] = latents

@@ -8,7 +8,7 @@ from mmgen.data.compose import ComposeConfig
 from mmgen.data.loader import DataConfig
 from mmgen.data.pack import PackConfig
 from mmgen.data.shards import write_shards
-from mmgen.data.streams import SourceConfig
+from mmgen.data.source import SourceConfig
 from mmgen.tokenization.text import train_text
 from mmgen.training.run import CheckpointConfig, RunConfig, TrainConfig
 from mmgen.training.trainer import train

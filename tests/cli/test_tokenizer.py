@@ -7,8 +7,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from mmgen.cli.main import main
+from mmgen.data.find import find_shards
+from mmgen.data.read import read_shards
 from mmgen.data.rejects import Rejects
-from mmgen.data.shards import find_shards, read_manifest, read_shards, verify, write_shards
+from mmgen.data.shards import read_manifest, verify, write_shards
 from mmgen.sequence import Sample
 from mmgen.tokenization.assets import verify_asset
 from mmgen.tokenization.latents import load_latent_codec, picture_to_tensor
@@ -110,7 +112,8 @@ def test_encode_copies_the_data_set_with_latents(data, latents, tmp_path, capsys
 def test_encode_reads_a_folder_of_tars_without_manifest(data, latents, tmp_path):
     (tmp_path / "plain").mkdir()
     for shard in find_shards(data, "train"):
-        (tmp_path / "plain" / shard.name).write_bytes(shard.read_bytes())
+        assert shard.path is not None
+        (tmp_path / "plain" / shard.name).write_bytes(shard.path.read_bytes())
     arguments = ["--data", str(tmp_path / "plain"), "--latents", str(latents), "--out", str(tmp_path / "out")]
     assert main(["tokenizer", "encode", *arguments]) == 0
     assert read_manifest(tmp_path / "out").num_samples("train") == 40

@@ -12,10 +12,10 @@ import torch
 
 from mmgen.data import loader as loader_module
 from mmgen.data.compose import ComposeConfig, compose
-from mmgen.data.loader import LOOKAHEAD, DataConfig, Loader
+from mmgen.data.loader import DataConfig, Loader
 from mmgen.data.pack import PackConfig
 from mmgen.data.shards import write_shards
-from mmgen.data.streams import SourceConfig
+from mmgen.data.source import SourceConfig
 from mmgen.data.units import Units, fill_groups, kind_of
 from mmgen.modalities.layout import BatchWriter
 from mmgen.rng import keyed_numpy
@@ -244,7 +244,7 @@ def test_a_rare_shape_waits_for_its_own_kind_and_then_is_placed(tmp_path: Path):
     rare = 0
     for batch, state in islice(loads, 60):
         rare += sum(tokens == 4 for tokens in batch.instances.num_tokens.tolist())
-        assert len(state["waiting"]) < LOOKAHEAD + 8
+        assert len(state["waiting"]) < PackConfig().lookahead + 8
     assert rare and rare % 4 == 0
     assert loads.remarks() == ""
 
@@ -267,7 +267,7 @@ def test_shapes_too_many_to_match_fill_groups_by_themselves_and_are_counted(
     whole = list(islice(loads, 4))
     for batch, state in whole:
         assert_groups_are_whole(batch, 8)
-        assert len(state["waiting"]) <= 8 + LOOKAHEAD
+        assert len(state["waiting"]) <= 8 + PackConfig().lookahead
     placed = sum(batch.num_documents for batch, _ in whole)
     assert placed + len(loads.waiting) == loads.num_drawn, "none is lost"
     assert "documents filled groups by themselves" in loads.remarks()

@@ -1,8 +1,6 @@
 """Batches: nothing cut, lost or repeated; the state of one batch gives the next one bit for bit."""
 
 import json
-from collections import Counter
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from mmgen.data.compose import ComposeConfig, compose
 from mmgen.data.loader import DataConfig, Loader
 from mmgen.data.pack import PackConfig, Packer, document_lengths
 from mmgen.data.shards import write_shards
-from mmgen.data.streams import SampleStream, SourceConfig
+from mmgen.data.source import SourceConfig
 from mmgen.modalities.layout import BatchWriter
 from mmgen.rng import keyed_numpy
 from mmgen.sequence import NO_LABEL, PAD, PackedBatch, Sample
@@ -33,75 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def keys_of_epoch(stream: SampleStream, epoch: int) -> list[str]:
-    position = stream.find(replace(stream.begin(), epoch=epoch))
-    keys = []
-    while position.epoch == epoch:
-        keys.append(stream.at(position).key)
-        position = stream.find(stream.next(position))
-    return keys
-
-
-def test_an_epoch_holds_every_sample_once_in_an_order_of_its_own(folder: Path):
-    stream = SampleStream("a", SourceConfig(str(folder), window=2), seed=0)
-    first, second = keys_of_epoch(stream, 0), keys_of_epoch(stream, 1)
-    assert Counter(first) == Counter(second) == Counter(f"sample{i}" for i in range(50))
-    assert first != second
-    assert first == keys_of_epoch(SampleStream("a", SourceConfig(str(folder), window=2), seed=0), 0)
-    assert first != keys_of_epoch(SampleStream("a", SourceConfig(str(folder), window=2), seed=1), 0)
-
-
-@pytest.mark.parametrize("parts", [3, 4])
-def test_parts_of_a_source_hold_each_sample_once_in_every_epoch(folder: Path, parts: int):
-    config = SourceConfig(str(folder), window=2)
-    for epoch in (0, 1):
-        whole = keys_of_epoch(SampleStream("a", config, seed=0), epoch)
-        streams = [SampleStream("a", config, 0, part, parts) for part in range(parts)]
-        each = [keys_of_epoch(stream, epoch) for stream in streams]
-        assert Counter(whole) == Counter(key for keys in each for key in keys)
-        assert all(abs(len(keys) - 50 / parts) < 2 for keys in each)
-
-
-def test_more_streams_than_samples_is_an_error(folder: Path):
-    stream = SampleStream("a", SourceConfig(str(folder), window=5), 0, part=59, parts=60)
-    with pytest.raises(ValueError, match="no usable sample for each of 60 streams"):
-        stream.find(stream.begin())
-
-
-def test_shuffling_goes_beyond_a_shard(folder: Path):
-    keys = keys_of_epoch(SampleStream("a", SourceConfig(str(folder), window=5), seed=0), 0)
-    first_ten = {int(key.removeprefix("sample")) // 10 for key in keys[:10]}
-    assert len(first_ten) > 2
-
-
-def test_include_and_thin(folder: Path, tmp_path: Path):
-    (tmp_path / "kinds.txt").write_text("# taken\neven\n")
-    stream = SampleStream(
-        "a", SourceConfig(str(folder), include={"kind": str(tmp_path / "kinds.txt")}), seed=0
-    )
-    assert sorted(keys_of_epoch(stream, 0)) == sorted(f"sample{i}" for i in range(0, 50, 2))
-    stream = SampleStream("a", SourceConfig(str(folder), thin={"tone": 0.5}), seed=0)
-    epochs = [set(keys_of_epoch(stream, epoch)) for epoch in range(8)]
-    toned = {f"sample{i}" for i in range(20)}
-    assert all({f"sample{i}" for i in range(20, 50)} <= keys for keys in epochs), (
-        "the others are never thinned"
-    )
-    assert 5 < sum(len(keys & toned) for keys in epochs) / 8 < 15
-    assert epochs[0] != epochs[1]
-
-
-def test_a_filter_that_leaves_nothing_is_an_error(folder: Path, tmp_path: Path):
-    (tmp_path / "kinds.txt").write_text("neither\n")
-    stream = SampleStream(
-        "a", SourceConfig(str(folder), include={"kind": str(tmp_path / "kinds.txt")}), seed=0
-    )
-    with pytest.raises(ValueError, match="no usable sample"):
-        stream.find(stream.begin())
-
-
 def config(folder: Path, **sources: float) -> DataConfig:
     named = {
-        name: SourceConfig(str(folder), weight=weight, window=2)
+        name: SourceConfig(str(folder), weight=weight, window=20)
         for name, weight in (sources or {"a": 1.0}).items()
     }
     tasks = ComposeConfig({"text image": 0.6, "image text": 0.2, "text": 0.2})
@@ -134,7 +66,7 @@ def test_no_sample_is_lost_between_batches(folder: Path):
 
 def test_sources_are_drawn_by_weight(folder: Path):
     loader = Loader(config(folder, a=1.0, b=3.0), modalities(), seed=3)
-    drawn = [loader._draw().source for _ in range(400)]
+    drawn = [loader.mix.next(number) for number in range(400)]
     assert 0.68 < drawn.count("b") / 400 < 0.82
 
 

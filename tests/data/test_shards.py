@@ -10,16 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmgen.data.find import find_shards
+from mmgen.data.read import read_shard, read_shards
 from mmgen.data.rejects import Rejects
-from mmgen.data.shards import (
-    Manifest,
-    find_shards,
-    read_manifest,
-    read_shard,
-    read_shards,
-    verify,
-    write_shards,
-)
+from mmgen.data.shards import Manifest, read_manifest, verify, write_shards
 from mmgen.sequence import Sample
 
 
@@ -325,7 +319,7 @@ def test_verify_and_find_name_the_shard_that_is_wrong(tmp_path):
     path = tmp_path / "set" / manifest.splits["train"][0].path
     data = path.read_bytes()
     path.write_bytes(data[:1000] + bytes([data[1000] ^ 1]) + data[1001:])
-    assert find_shards(tmp_path / "set") == [path]  # the size is right
+    assert [shard.path for shard in find_shards(tmp_path / "set")] == [path]  # the size is right
     with pytest.raises(ValueError, match=f"{path.name} is damaged"):
         verify(tmp_path / "set")
     path.write_bytes(data[:1000])

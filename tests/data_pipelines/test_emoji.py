@@ -10,8 +10,10 @@ from data_pipelines import emoji
 from data_pipelines.common import npm_packages
 from data_pipelines.emoji_captions import captions, with_article
 from data_pipelines.emoji_sources import NAMES, SETS, STYLES, Drawing, Name, read_names, read_set, slug
+from mmgen.data.find import find_shards
+from mmgen.data.read import read_shards
 from mmgen.data.rejects import Rejects
-from mmgen.data.shards import find_shards, read_shards, verify
+from mmgen.data.shards import verify
 from mmgen.sequence import Sample
 
 BUNDLE = Path(emoji.__file__).parent / "assets" / "emoji64"

@@ -12,8 +12,10 @@ from data_pipelines import image_text, interleaved, text
 from data_pipelines.common import run
 from data_pipelines.pictures import PictureOptions, fit
 from mmgen.data.codec import BrokenSample
+from mmgen.data.find import find_shards
+from mmgen.data.read import read_shards
 from mmgen.data.rejects import Rejects
-from mmgen.data.shards import find_shards, read_shards, verify
+from mmgen.data.shards import verify
 from mmgen.sequence import Sample
 
 

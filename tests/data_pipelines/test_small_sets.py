@@ -11,8 +11,10 @@ from sklearn.datasets import load_digits
 
 from data_pipelines import digits, fashion_mnist
 from data_pipelines.common import run
+from mmgen.data.find import find_shards
+from mmgen.data.read import read_shards
 from mmgen.data.rejects import Rejects
-from mmgen.data.shards import find_shards, read_shards, verify
+from mmgen.data.shards import verify
 
 
 def test_digits_end_to_end(tmp_path, capsys):

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from mmgen.cli.evaluate import tables
 from mmgen.data.shards import write_shards
-from mmgen.data.streams import SourceConfig
+from mmgen.data.source import SourceConfig
 from mmgen.evaluation.evaluate import SEED_STRIDE, EvaluateConfig, Evaluation, Row, encode, evaluate
 from mmgen.evaluation.real import SEEN, read_split, real_pictures, splits_of
 from mmgen.objectives import FlowMatchingConfig, build_objective

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmgen.data.shards import write_shards
-from mmgen.data.streams import SourceConfig
+from mmgen.data.source import SourceConfig
 from mmgen.evaluation.evaluate import encode
 from mmgen.evaluation.intervals import Estimate
 from mmgen.evaluation.tradeoff import Judge, TradeoffConfig, pareto, surface

@@ -6,8 +6,9 @@ import pytest
 import torch
 import yaml
 
+from mmgen.data.find import find_shards
+from mmgen.data.read import read_shards
 from mmgen.data.rejects import Rejects
-from mmgen.data.shards import find_shards, read_shards
 from mmgen.sequence import Sample
 from mmgen.tokenization.assets import new_asset, verify_asset
 from mmgen.tokenization.latents import load_latent_codec, psnr, reconstruct, to_unit

@@ -11,7 +11,7 @@ from mmgen.data.compose import ComposeConfig
 from mmgen.data.loader import DataConfig, build_loaders
 from mmgen.data.pack import PackConfig
 from mmgen.data.shards import write_shards
-from mmgen.data.streams import SourceConfig
+from mmgen.data.source import SourceConfig
 from mmgen.objectives import IMM, IMMConfig
 from mmgen.training.feed import Feed, Part, feeds
 from tests.parts import modalities, sample
@@ -24,7 +24,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     path = tmp_path_factory.mktemp("data") / "set"
     write_shards(path, [sample(i) for i in range(60)], lambda _: "train", "test", max_samples_per_shard=10)
     tasks = ComposeConfig({"text image": 0.6, "image text": 0.2, "text": 0.2})
-    return DataConfig({"a": SourceConfig(str(path), window=3)}, tasks, PackConfig(2, 128, 128), STREAMS)
+    return DataConfig({"a": SourceConfig(str(path), window=30)}, tasks, PackConfig(2, 128, 128), STREAMS)
 
 
 def made(

@@ -14,7 +14,7 @@ from mmgen.data.compose import ComposeConfig, compose
 from mmgen.data.loader import DataConfig, Loader
 from mmgen.data.pack import PackConfig, Packer
 from mmgen.data.shards import write_shards
-from mmgen.data.streams import SourceConfig
+from mmgen.data.source import SourceConfig
 from mmgen.model.model import Model, plan_batch
 from mmgen.objectives import IMM, FlowMatching, FlowMatchingConfig, IMMConfig, Objective
 from mmgen.objectives.draw import draw_state

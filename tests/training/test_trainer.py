@@ -17,7 +17,7 @@ from mmgen.data.compose import ComposeConfig
 from mmgen.data.loader import DataConfig, Loader
 from mmgen.data.pack import PackConfig
 from mmgen.data.shards import write_shards
-from mmgen.data.streams import SourceConfig
+from mmgen.data.source import SourceConfig
 from mmgen.model.joint import JointConfig
 from mmgen.sampling.plan import Plan
 from mmgen.sequence import NO_LABEL
