@@ -35,7 +35,7 @@ class Feed:
     attention: BatchAttention | None
     """None for dense: its masks are larger than the layouts they are made of, so they are made where the step is"""
     remarks: str
-    """what the loader says of its samples so far; of a rank's first stream and of those that its process makes with it"""
+    """what the loader says of its samples so far: of a rank's first stream, and of those made with it"""
     windows: Bool[Tensor, "B C"] | None = None
     """context tokens at which a joint head is trained; None where there is no such head"""
 
