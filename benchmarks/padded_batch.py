@@ -88,7 +88,7 @@ def _padded(parts: Parts, documents: Sequence[Document]) -> PackedBatch:
         writer.begin(row, row)
         for span in document.spans:
             writer.add(span)
-    return writer.finish(len(documents))
+    return writer.finish(documents)
 
 
 def _feed(parts: Parts, batch: PackedBatch, backend: AttentionBackend, seed: int) -> Feed:

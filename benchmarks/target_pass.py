@@ -117,7 +117,7 @@ def _step(parts: Parts, documents: list[Document], seed: int, precision: str) ->
         writer.begin(row, row)
         for span in document.spans:
             writer.add(span)
-    batch = writer.finish(len(documents))
+    batch = writer.finish(documents)
     noisy = draw_state(batch, parts.modalities, objective, seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parts.model.to(device)

@@ -80,6 +80,9 @@ class Document:
 
     spans: tuple[Span, ...]
     key: str = ""
+    """of its sample"""
+    source: str = ""
+    """the name of the source of data that the sample is of"""
 
     def __len__(self) -> int:
         return sum(map(len, self.spans))
@@ -167,13 +170,21 @@ class Instances:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Two streams of fixed length. `labels[b, c]` is the id that follows context token c, or NO_LABEL."""
+    """Two streams of fixed length. `labels[b, c]` is the id that follows context token c, or NO_LABEL.
+
+    Documents are numbered in the order of `keys` (of their samples) and `sources` (of the data).
+    """
 
     context: Stream
     state: Stream
     labels: Int[Tensor, "B C"]
     instances: Instances
-    num_documents: int
+    keys: tuple[str, ...]
+    sources: tuple[str, ...]
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.keys)
 
 
 T = TypeVar("T")

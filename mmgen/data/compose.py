@@ -5,7 +5,7 @@ level of detail "name". Conditions are dropped here, when the document is built,
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -92,7 +92,7 @@ def cut_text(document: Document, length: int, modalities: Mapping[str, Modality]
     ids = torch.cat([span.ids for span in rest if span.ids is not None]).tolist()
     room = length - len(begin)
     return [
-        Document((begin, text.span(ids[start : start + room], begin.next_position)), document.key)
+        replace(document, spans=(begin, text.span(ids[start : start + room], begin.next_position)))
         for start in range(0, len(ids), room)
     ]
 

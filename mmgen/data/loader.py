@@ -231,7 +231,8 @@ class Loader:
 
     def _compose(self, drawn: Drawn, sample: Sample) -> Document:
         draw = keyed_numpy(self.seed, "compose", drawn.number)
-        return compose(sample, self.config.compose, self.modalities, draw)
+        document = compose(sample, self.config.compose, self.modalities, draw)
+        return replace(document, source=drawn.source)
 
     def _cut(self, document: Document) -> list[Document]:
         return cut_text(document, self.config.pack.context_length, self.modalities)

@@ -92,11 +92,11 @@ class Packer:
             first_group,
             grouping=self.grouping,
         )
-        num_documents = 0
+        written: list[Document] = []
         for row, documents in enumerate(self.rows):
             for document in documents:
-                writer.begin(row, num_documents)
+                writer.begin(row, len(written))
                 for span in document.spans:
                     writer.add(span)
-                num_documents += 1
-        return writer.finish(num_documents)
+                written.append(document)
+        return writer.finish(written)

@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 
 from mmgen.modalities.base import Modality
-from mmgen.sequence import NO_LABEL, PAD, UNGROUPED, Grouping, Instances, Layout, PackedBatch, Span, Stream
+from mmgen.sequence import (
+    NO_LABEL,
+    PAD,
+    UNGROUPED,
+    Document,
+    Grouping,
+    Instances,
+    Layout,
+    PackedBatch,
+    Span,
+    Stream,
+)
 
 
 def span_lengths(span: Span) -> tuple[int, int]:
@@ -136,7 +147,8 @@ class BatchWriter:
         stream.rank[place] = rank
         stream.public[place] = stream is self._context
 
-    def finish(self, num_documents: int) -> PackedBatch:
+    def finish(self, documents: Sequence[Document]) -> PackedBatch:
+        """The batch of what was written, which were these documents in their order."""
         if self._instances:
             modality, tokens = zip(*self._instances, strict=True)
             contexts = self._contexts
@@ -150,7 +162,8 @@ class BatchWriter:
             num_tokens=torch.tensor(tokens),
             context=torch.tensor(contexts),
         )
-        return PackedBatch(self.context, self.state, self.labels, instances, num_documents)
+        keys, sources = tuple(each.key for each in documents), tuple(each.source for each in documents)
+        return PackedBatch(self.context, self.state, self.labels, instances, keys, sources)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The loss of text: cross entropy in nats, summed, so that who calls divides by a global count."""
+"""The loss of text: cross entropy in nats, token by token."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor
 from mmgen.sequence import NO_LABEL
 
 
-def text_loss(logits: Float[Tensor, "N V"], labels: Int[Tensor, "N"]) -> Float[Tensor, ""]:
-    """Summed cross entropy over labels that are not NO_LABEL, in float32 at least."""
+def text_loss(logits: Float[Tensor, "N V"], labels: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
+    """Cross entropy of each label, 0 where it is NO_LABEL, in float32 at least."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(wide, labels, ignore_index=NO_LABEL, reduction="sum")
+    return F.cross_entropy(wide, labels, ignore_index=NO_LABEL, reduction="none")

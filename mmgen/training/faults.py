@@ -21,7 +21,8 @@ def save_batches(run: Path, step: int, rank: int, feeds: Sequence[Feed], **value
     """Writes a rank's batches of step `step` with the noise and times drawn for them, and returns the file.
 
     `RUN/faults/step-<step>-rank-<rank>.safetensors` has tensors named as the fields of `Feed` are
-    (`0.batch.context.ids` of the first batch); the .json beside it has `values` and the remarks of the loader.
+    (`0.batch.context.ids` of the first batch); the .json beside it has `values`, the source and key of each sample,
+    and the remarks of the loader.
     """
     path = run / FAULTS / f"step-{step:08d}-rank-{rank}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +36,8 @@ def save_batches(run: Path, step: int, rank: int, feeds: Sequence[Feed], **value
     finally:
         beside.unlink(missing_ok=True)
     numbers = {name: f"{float(value):.6g}" for name, value in values.items()}  # JSON has no nan
-    described = {"step": step, **numbers, "remarks": [feed.remarks for feed in feeds]}
+    samples = [list(zip(feed.batch.sources, feed.batch.keys, strict=True)) for feed in feeds]
+    described = {"step": step, **numbers, "samples": samples, "remarks": [feed.remarks for feed in feeds]}
     write_text(path.with_suffix(".json"), json.dumps(described, indent=1) + "\n")
     return path
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmgen.model.joint import label_windows
@@ -23,11 +24,24 @@ JOINT = "joint"  # the joint head's loss, beside those of the modalities
 
 
 @dataclass(frozen=True)
+class Shares:
+    """What parts of a batch bear of a loss, without gradient: each of some tokens of one document, at one time."""
+
+    document: Int[Tensor, "N"]
+    total: Float[Tensor, "N"]
+    count: Int[Tensor, "N"]
+    time: Float[Tensor, "N"] | None = None
+    """None for text, which has none"""
+
+
+@dataclass(frozen=True)
 class Loss:
     """The sum of a modality's losses over its tokens, and their count."""
 
     total: Tensor
     count: int
+    shares: Shares | None = None
+    """None for the joint head"""
 
     def mean(self) -> Tensor:
         return self.total / max(self.count, 1)
@@ -75,7 +89,10 @@ def compute_losses(parts: Parts, feed: Feed, precision: str, device: torch.devic
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         hidden, outputs, targets = parts.model(batch, state.x, state.t, told, attention, target)
     asked = batch.labels != NO_LABEL
-    totals = {"text": text_loss(parts.model.logits(hidden[asked]), batch.labels[asked])}
+    per_token = text_loss(parts.model.logits(hidden[asked]), batch.labels[asked])
+    document = batch.context.layout.document[asked]
+    shares = {"text": Shares(document, per_token.detach(), torch.ones_like(document))}
+    totals = {"text": per_token.sum()}
     head = parts.model.joint_head
     if head is not None and feed.windows is not None:
         tokens = label_windows(batch.labels, head.num_tokens)[feed.windows]
@@ -85,16 +102,26 @@ def compute_losses(parts: Parts, feed: Feed, precision: str, device: torch.devic
         if targets is None:
             per_token = objective.token_loss(output, batch.state.values[name], state.noise[name])
             totals[name] = torch.where(here, per_token, 0.0).sum()
+            shares[name] = _token_shares(batch.state, state, here, per_token.detach())
         else:
-            totals[name] = _group_losses(objective, batch.state, state, name, output, targets[name])
-    return {name: Loss(total, counts[name]) for name, total in totals.items()}
+            totals[name], shares[name] = _group_losses(
+                objective, batch.state, state, name, output, targets[name]
+            )
+    return {name: Loss(total, counts[name], shares.get(name)) for name, total in totals.items()}
+
+
+def _token_shares(stream: Stream, state: NoisyState, here: Tensor, per_token: Tensor) -> Shares:
+    assert stream.instance is not None
+    document, time = stream.layout.document[here], state.t[stream.instance[here]]
+    return Shares(document, per_token[here], torch.ones_like(document), time)
 
 
 def _group_losses(
     objective: Objective, stream: Stream, state: NoisyState, name: str, output: Tensor, target: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Shares]:
     """The sum over a modality's noisy tokens of what each bears of its group's loss; shapes in turn, groups at once."""
     total = output.flatten()[:0].sum()  # of the graph also where there is no group, so that gradients exist
+    documents, times, losses, counts = [], [], [], []
     for shape in state.groups:
         if shape.modality != name:
             continue
@@ -110,7 +137,16 @@ def _group_losses(
             velocity = objective.path.target(x, noise, t[:, None, None])
         loss = objective.group_loss(student, other, x_t, x_r, t, s, r, velocity, shape.same_context)
         total = total + loss.sum() * shape.slots[0].numel()
-    return total
+        num_tokens = shape.slots.shape[-1]
+        document = stream.layout.document.flatten()[shape.slots[..., 0]]
+        documents.append(document.flatten())
+        times.append(t[:, None].expand_as(document).flatten())
+        losses.append((loss.detach()[:, None] * num_tokens).expand_as(document).flatten())
+        counts.append(torch.full_like(documents[-1], num_tokens))
+    if not documents:
+        nothing = stream.layout.document.flatten()[:0]
+        return total, Shares(nothing, total.detach().expand(0), nothing, state.t[:0])
+    return total, Shares(torch.cat(documents), torch.cat(losses), torch.cat(counts), torch.cat(times))
 
 
 def weighted(parts: Parts, losses: Mapping[str, Loss], counts: Mapping[str, int] | None = None) -> Tensor:

@@ -213,7 +213,7 @@ class Reporter:
         shown = [
             f"{name} {value:.4g}"
             for name, value in values.items()
-            if name.endswith("loss") or name.startswith("validation_")
+            if name.endswith("loss") or name.startswith("validation_kid")
         ]
         if self._progress and rate:
             task = self._progress.task_ids[0]
@@ -231,6 +231,15 @@ class Reporter:
             import wandb
 
             self._wandb.log({"step": step, "preview": wandb.Image(str(path))})
+
+    def note(self, step: int, message: str, values: Mapping[str, Any]) -> None:
+        """Prints a line on something that happened at `step`, and writes its `values` as a row of their own."""
+        if self._first:
+            assert self._file, "rows are written within the context"
+            self._file.write(step, values)
+            if self._wandb:
+                self._wandb.log({"step": step, **values})
+        self.say(message)
 
     def say(self, message: str) -> None:
         """Prints one line."""

@@ -106,6 +106,14 @@ def summed(counts: Mapping[str, int]) -> Counter[str]:
     return Counter(dict(zip(names, values.tolist(), strict=True)))
 
 
+def total(value: Tensor) -> float:
+    """The sum over ranks of a number."""
+    if distributed():
+        value = value.detach().to(_collective_device(), torch.float64)
+        dist.all_reduce(value)
+    return float(value)
+
+
 def in_all(flags: Tensor) -> Tensor:
     """Per flag (bool) whether it is set on every rank."""
     if not distributed():

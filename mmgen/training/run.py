@@ -54,8 +54,16 @@ class ValidationConfig:
     """steps between validations; 0 makes none"""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     batches: int = 4
+    pictures: int = 0
+    """also draw so many held-out prompts, and report KID-lite0 of the pictures; 0 draws none"""
+    steps: tuple[int, ...] = (1, 4)
+    """refinement steps of these pictures, each a figure of its own; the rest is `plan`"""
 
     def __post_init__(self) -> None:
+        if self.pictures < 0 or self.pictures == 1 or not self.steps or min(self.steps) < 1:
+            raise ValueError(
+                f"pictures {self.pictures} must be 0 or at least 2, steps {list(self.steps)} at least 1 each"
+            )
         if self.every and (not self.sources or self.batches < 1):
             raise ValueError(
                 "every is set, so sources must name at least one source, and batches be at least 1"

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from mmgen.training.metrics import Meters, Reporter
 from mmgen.training.optim import build_optimizer, freeze, learning_rate, set_learning_rate
 from mmgen.training.parallel import build_mesh, forget_gathered, shard
 from mmgen.training.profile import profiled
-from mmgen.training.ranks import Ranks, barrier, gathered, joined, summed
+from mmgen.training.ranks import Ranks, barrier, gathered, joined, summed, total
 from mmgen.training.run import (
     CHECKPOINTS,
     CONFIG_NAME,
@@ -43,7 +44,8 @@ from mmgen.training.run import (
     load_run_config,
 )
 from mmgen.training.saver import Saver
-from mmgen.training.validation import preview, validate
+from mmgen.training.spikes import Spikes, merged, tally
+from mmgen.training.validation import Quality, preview, validate
 
 # what a resumed run may change without becoming another run
 FREE_ON_RESUME = {
@@ -88,6 +90,8 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
     optimizer = build_optimizer(model, config.optim)
     loaders = build_loaders(config.data, parts.modalities, config.seed, parts.objective.grouping)
     guard = FiniteGuard(config.train.skip_budget)
+    wanted = config.validation.every and config.validation.pictures
+    quality = Quality(config, ranks) if wanted else None
 
     def tensors() -> dict[str, Any]:
         averages = {name: ema.state_dict() for name, ema in emas.items()}
@@ -113,30 +117,32 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
         saver.save(step, tensors(), scalars)
 
     states = [loader.state() for loader in loaders]
-    total = config.train.steps
+    num_steps = config.train.steps
     ready = feeds(
         loaders,
         parts.objective,
         config.seed,
         backend,
         step=step,
-        total_steps=total,
+        total_steps=num_steps,
         workers=config.train.workers,
         joint=config.joint,
         part=part,
     )
-    meters = Meters()
+    meters, spikes = Meters(), Spikes()
     heard = told = ""
     peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     facts = ModelFacts.of(parts.model, parts.modalities, parts.objective)
     resolved = to_mapping(config)
-    report = Reporter(run, config.log, total_steps=total, step=step, seen=seen, resolved=resolved, peak=peak)
+    report = Reporter(
+        run, config.log, total_steps=num_steps, step=step, seen=seen, resolved=resolved, peak=peak
+    )
     watched = profiled(config.log, run, step, ranks.rank)
     with Interrupt() as interrupt, report, closing(saver), watched as step_done:
         report.say(_describe(config, parts, backend, ranks, latest))
         if begun is not None:
             report.say(begun)
-        while step < total and not interrupt.requested():
+        while step < num_steps and not interrupt.requested():
             own = []
             with report.waiting():
                 for _ in range(part.num_own):
@@ -152,9 +158,9 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
                 report.worked(
                     sum(step_flops(facts, each, parts.objective.needs_target).total for each in works)
                 )
-            set_learning_rate(optimizer, lr := learning_rate(config.optim, step, total))
+            set_learning_rate(optimizer, lr := learning_rate(config.optim, step, num_steps))
             model.train()
-            loss = torch.zeros((), device=device)
+            loss, found = torch.zeros((), device=device), []
             for feed in own:
                 losses = compute_losses(parts, feed, config.train.precision, device)
                 share = weighted(parts, losses, of_step)
@@ -162,6 +168,9 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
                 loss = loss + share.detach()
                 for name, each in losses.items():
                     meters.add(f"{name}_loss", each.total, each.count)
+                found.append(
+                    {name: replace(each, total=each.total.detach()) for name, each in losses.items()}
+                )
             norm = clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"))
             norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             if guard.passes(step + 1, loss=loss, grad_norm=norm):
@@ -174,18 +183,26 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
                 report.say(f"step {step + 1} was left out, its loss or gradient is not finite: see {fault}")
             optimizer.zero_grad(set_to_none=True)
             step += 1
+            whole, cells = total(loss), tally(own, found)
+            if spikes.is_leap(whole):
+                cells = merged(gathered(cells))
+            if spike := spikes.see(whole, cells):
+                report.note(step, f"step {step}: {spike}", spike.row())
             meters.add("loss", loss, 1 / ranks.num_ranks)
             meters.add("grad_norm", norm)
             report.advance(step, seen)
-            if step % config.log.every == 0 or step == total:
+            if step % config.log.every == 0 or step == num_steps:
                 if heard != told:  # with the rows, since totals grow with every shard that is read
                     report.say(f"data: {(told := heard)}")
                 means = meters.read()
                 report.row(step, seen, {"loss": means.pop("loss"), **means, "lr": lr})
-            if _due(config.validation.every, step, total):
+            if _due(config.validation.every, step, num_steps):
                 with _averaged(emas["ema"], model):
-                    report.row(step, seen, validate(parts, config, ranks, interrupt.requested))
-            if _due(config.preview.every, step, total) and config.preview.prompts:
+                    values = validate(parts, config, ranks, interrupt.requested)
+                    if quality is not None:
+                        values |= quality.measure(parts, interrupt.requested)
+                    report.row(step, seen, values)
+            if _due(config.preview.every, step, num_steps) and config.preview.prompts:
                 with _averaged(emas["ema"], model):
                     if drawn := preview(parts, config, ranks, step, interrupt.requested):
                         report.picture(step, drawn)
@@ -198,7 +215,7 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
         saver.wait()
         path = latest_checkpoint(run / CHECKPOINTS)
         assert path is not None
-        report.say(f"{'finished' if step >= total else 'stopped'} at step {step} of {total}: {path}")
+        report.say(f"{'finished' if step >= num_steps else 'stopped'} at step {step} of {num_steps}: {path}")
     return path
 
 

@@ -1,9 +1,10 @@
-"""What a run looks at on its way, with the averaged weights: losses on held-out data, and pictures for some prompts.
+"""What a run looks at on its way, with the averaged weights: losses and pictures of held-out data, and previews.
 
 Every rank takes part, since each holds a part of the weights; only the first writes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,10 @@ from pathlib import Path
 import torch
 
 from mmgen.data.loader import DataConfig, build_loaders
+from mmgen.evaluation.distances import kid_value
+from mmgen.evaluation.features import Lite0Features, picture_features
 from mmgen.evaluation.grid import picture_grid
+from mmgen.evaluation.real import SEEN, read_split, real_pictures
 from mmgen.model.attention import choose_backend
 from mmgen.sampling.sampler import Sampler
 from mmgen.training.feed import feeds
@@ -19,6 +23,7 @@ from mmgen.training.losses import compute_losses
 from mmgen.training.metrics import Meters
 from mmgen.training.ranks import Ranks
 from mmgen.training.run import Parts, RunConfig
+from mmgen.training.spikes import NUM_TIMES, tally
 
 
 @torch.no_grad()
@@ -53,7 +58,67 @@ def validate(
         if number < config.validation.batches:
             for name, loss in losses.items():
                 meters.add(f"validation_{name}_loss", loss.total, loss.count)
+            for cell, (total, count) in tally([feed], [losses]).items():
+                if cell.time is not None:
+                    meters.add(f"validation_{cell.modality}_loss_t{cell.time / NUM_TIMES:g}", total, count)
     return meters.read()
+
+
+class Quality:
+    """KID-lite0 of pictures drawn for held-out prompts, with few steps and with more.
+
+    A figure to watch: `mmgen evaluate` measures with intervals. Raises ValueError where the sources have too few
+    pictures or the features' package is missing: before training, not in the middle of it.
+    """
+
+    def __init__(self, config: RunConfig, ranks: Ranks) -> None:
+        self.config, self.ranks = config, ranks
+        wanted = config.validation.pictures
+        real = [
+            picture
+            for source in config.validation.sources.values()
+            for picture in real_pictures(read_split(source, _reported(source.split), wanted), config.size)
+        ][:wanted]
+        if len(real) < wanted:
+            raise ValueError(
+                f"validation.pictures {wanted}: the sources of validation have {len(real)} with a caption"
+            )
+        self.prompts = [picture.prompt for picture in real]
+        self._extract = Lite0Features(ranks.device)
+        self._real = picture_features([picture.picture for picture in real], self._extract)
+
+    @torch.no_grad()
+    def measure(self, parts: Parts, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        """`validation_kid_<N>_steps` for each number of steps; only those that `stop` leaves time for."""
+        sampler, found = _sampler(parts, self.config), {}
+        for steps in self.config.validation.steps:
+            if stop():
+                break
+            with _drawing(self.config, self.ranks):
+                images = sampler.generate(self.prompts, replace(self.config.plan, steps=steps)).images
+            value = kid_value(picture_features(images, self._extract), self._real)
+            found[f"validation_kid_{steps}_step{'s' if steps > 1 else ''}"] = value
+        return found
+
+
+def _reported(split: str) -> str:
+    return SEEN if split == "train" else split
+
+
+def _sampler(parts: Parts, config: RunConfig) -> Sampler:
+    return Sampler(parts.model, parts.modalities, parts.objective, config.size, config.plan)
+
+
+@contextmanager
+def _drawing(config: RunConfig, ranks: Ranks) -> Iterator[None]:
+    """How a model that is being trained draws."""
+    # where matrices travel in bfloat16 there are no others to draw with
+    narrow = config.train.precision == "bf16" and ranks.num_ranks > 1
+    with (
+        torch.autocast(ranks.device.type, torch.bfloat16, enabled=narrow),
+        torch.compiler.set_stance("force_eager"),  # a cache grows: every shape would be compiled anew
+    ):
+        yield
 
 
 def preview(
@@ -62,15 +127,8 @@ def preview(
     """Draws the preview prompts with each number of steps: one grid under the run's `previews`. None, and no grid,
     where `stop` says so, which is asked before each number of steps.
     """
-    sampler = Sampler(parts.model, parts.modalities, parts.objective, config.size, config.plan)
-    # where matrices travel in bfloat16 there are no others to draw with
-    narrow = config.train.precision == "bf16" and ranks.num_ranks > 1
-    autocast = torch.autocast(ranks.device.type, torch.bfloat16, enabled=narrow)
-    with (
-        autocast,
-        torch.compiler.set_stance("force_eager"),
-    ):  # a cache grows: every shape would be compiled anew
-        rows = []
+    sampler, rows = _sampler(parts, config), []
+    with _drawing(config, ranks):
         for steps in config.preview.steps:
             if stop():
                 return None

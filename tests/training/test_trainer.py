@@ -162,8 +162,20 @@ def test_another_seed_is_another_run(config: RunConfig, tmp_path: Path):
 
 
 def test_a_run_writes_what_people_look_at(config: RunConfig, tmp_path: Path):
-    train(replace(config, run=str(tmp_path / "run"), train=replace(config.train, steps=40)))
+    held_out = replace(config.validation, batches=4, every=20, pictures=6, steps=(1, 2))
+    longer = replace(config.train, steps=40)
+    train(replace(config, run=str(tmp_path / "run"), train=longer, validation=held_out))
     table = rows(tmp_path / "run")
+    for row in (row for row in table if "validation_image_loss" in row):
+        by_time = {key for key in row if key.startswith("validation_image_loss_t")}
+        assert (
+            by_time <= {f"validation_image_loss_t{time:g}" for time in (0, 0.2, 0.4, 0.6, 0.8)}
+            and len(by_time) > 2
+        )
+        assert (
+            min(row[key] for key in by_time) < row["validation_image_loss"] < max(row[key] for key in by_time)
+        )
+        assert row["validation_kid_1_step"] > 0 and "validation_kid_2_steps" in row
     first = table[0]
     assert {"step", "samples", "loss", "text_loss", "image_loss", "grad_norm", "lr"} <= first.keys()
     assert any("validation_text_loss" in row and "validation_image_loss" in row for row in table)
@@ -189,6 +201,13 @@ def test_a_window_of_steps_is_profiled(config: RunConfig, tmp_path: Path):
         train(again, resume=True)
     with pytest.raises(ValueError, match=r"profile \[3, 2\] must be two steps"):
         LogConfig(profile=(3, 2))
+
+
+def test_more_pictures_than_there_are_held_out_is_said_before_training(config: RunConfig, tmp_path: Path):
+    held_out = replace(config.validation, pictures=1000)
+    with pytest.raises(ValueError, match=r"validation.pictures 1000: the sources of validation have 30"):
+        train(replace(config, run=str(tmp_path / "run"), validation=held_out))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_existing_run_is_not_overwritten(config: RunConfig, tmp_path: Path):
