@@ -36,6 +36,7 @@ from mmgen.training.ema import Ema
 from mmgen.training.estimate import estimate
 from mmgen.training.feed import Feed, draw_windows
 from mmgen.training.flops import Work, step_flops
+from mmgen.training.losses import compute_losses, weighted
 from mmgen.training.memory import (
     logits_gradient_bytes,
     mask_pairs,
@@ -45,7 +46,6 @@ from mmgen.training.memory import (
 )
 from mmgen.training.optim import OptimConfig, build_optimizer
 from mmgen.training.run import Parts, RunConfig, TrainConfig, build
-from mmgen.training.trainer import compute_losses, weighted
 
 SIDE = 8  # tokens of a picture's height and width
 CPU = torch.device("cpu")

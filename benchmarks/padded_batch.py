@@ -85,10 +85,8 @@ def _padded(parts: Parts, documents: Sequence[Document]) -> PackedBatch:
     contexts, states = zip(*map(document_lengths, documents), strict=True)
     writer = BatchWriter(len(documents), max(contexts), max(states), parts.modalities)
     for row, document in enumerate(documents):
-        writer.begin(row, row)
-        for span in document.spans:
-            writer.add(span)
-    return writer.finish(documents)
+        writer.write(row, document)
+    return writer.finish()
 
 
 def _feed(parts: Parts, batch: PackedBatch, backend: AttentionBackend, seed: int) -> Feed:

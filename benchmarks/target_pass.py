@@ -114,10 +114,8 @@ def _step(parts: Parts, documents: list[Document], seed: int, precision: str) ->
     context, state = (sum(lengths) for lengths in zip(*map(span_lengths, documents[0].spans), strict=True))
     writer = BatchWriter(len(documents), context, state, parts.modalities, grouping=objective.grouping)
     for row, document in enumerate(documents):
-        writer.begin(row, row)
-        for span in document.spans:
-            writer.add(span)
-    batch = writer.finish(documents)
+        writer.write(row, document)
+    batch = writer.finish()
     noisy = draw_state(batch, parts.modalities, objective, seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parts.model.to(device)

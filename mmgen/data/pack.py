@@ -92,11 +92,7 @@ class Packer:
             first_group,
             grouping=self.grouping,
         )
-        written: list[Document] = []
         for row, documents in enumerate(self.rows):
             for document in documents:
-                writer.begin(row, len(written))
-                for span in document.spans:
-                    writer.add(span)
-                written.append(document)
-        return writer.finish(written)
+                writer.write(row, document)
+        return writer.finish()

@@ -69,12 +69,20 @@ class BatchWriter:
         self._numbers: dict[Hashable, int] = {}  # of what has been read
         self._used = [[0, 0] for _ in range(rows)]
         self._row = self._document = self._rank = self._first = 0
+        self._written: list[Document] = []
 
     def begin(self, row: int, document: int, rank: int = 0) -> None:
         """What is added next continues `document` in `row`, from `rank` on."""
         self._row, self._document, self._rank = row, document, rank
         self._read = ()
         self._first = self._used[row][0]
+
+    def write(self, row: int, document: Document) -> None:
+        """Append a whole document to `row`; documents are numbered as they come."""
+        self.begin(row, len(self._written))
+        for span in document.spans:
+            self.add(span)
+        self._written.append(document)
 
     def add(self, span: Span) -> int:
         """Append a span; returns the rank of what follows it."""
@@ -147,8 +155,8 @@ class BatchWriter:
         stream.rank[place] = rank
         stream.public[place] = stream is self._context
 
-    def finish(self, documents: Sequence[Document]) -> PackedBatch:
-        """The batch of what was written, which were these documents in their order."""
+    def finish(self) -> PackedBatch:
+        """The batch of the documents that were written."""
         if self._instances:
             modality, tokens = zip(*self._instances, strict=True)
             contexts = self._contexts
@@ -162,7 +170,7 @@ class BatchWriter:
             num_tokens=torch.tensor(tokens),
             context=torch.tensor(contexts),
         )
-        keys, sources = tuple(each.key for each in documents), tuple(each.source for each in documents)
+        keys, sources = tuple(d.key for d in self._written), tuple(d.source for d in self._written)
         return PackedBatch(self.context, self.state, self.labels, instances, keys, sources)
 
 

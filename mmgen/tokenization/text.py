@@ -156,8 +156,8 @@ class HubTokenizer(TextTokenizer):
 class TokenizerOutline(TextTokenizer):
     """The number of ids of a tokenizer that is yet to be made; no text passes it."""
 
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
+    def __init__(self, vocab_size: int, max_size: int = MAX_SIZE) -> None:
+        self.vocab_size, self.max_size = vocab_size, max_size
 
     def encode(self, text: str) -> list[int]:
         raise ValueError("this is a tokenizer's outline, which encodes nothing")

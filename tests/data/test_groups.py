@@ -107,11 +107,9 @@ def test_instances_have_one_context_where_they_read_the_same():
     twice = [replace(items[0], key=f"t{i}", parts=(picture(9), "again", picture(9))) for i in range(2)]
     made += [compose(each, ComposeConfig({"interleaved": 1.0}), parts, keyed_numpy(9)) for each in twice]
     writer = BatchWriter(1, 512, 512, parts)
-    for number, document in enumerate(made):
-        writer.begin(0, number)
-        for span in document.spans:
-            writer.add(span)
-    batch = writer.finish(len(made))
+    for document in made:
+        writer.write(0, document)
+    batch = writer.finish()
     found: dict[int, list[int]] = {}
     for document, context in zip(source_of(batch), batch.instances.context.tolist(), strict=True):
         found.setdefault(document, []).append(context)
@@ -187,10 +185,8 @@ def test_context_puts_pictures_of_one_caption_together_and_the_rest_with_others(
     writer = BatchWriter(1, 256, 256, parts, grouping=Grouping(4, "context"))
     for number, caption in enumerate(captions):
         item = Sample(f"c{number}", "", {"text": caption}, picture(number))
-        writer.begin(0, number)
-        for span in compose(item, config, parts, keyed_numpy(number)).spans:
-            writer.add(span)
-    batch = writer.finish(len(captions))
+        writer.write(0, compose(item, config, parts, keyed_numpy(number)))
+    batch = writer.finish()
     assert_groups_are_whole(batch, 4)
     of = source_of(batch)
     found = [Counter(captions[of[index]] for index in members) for members in groups(batch).values()]
@@ -200,21 +196,17 @@ def test_context_puts_pictures_of_one_caption_together_and_the_rest_with_others(
 def test_copies_that_make_no_group_within_a_picture_are_an_error_of_the_caller():
     writer = BatchWriter(1, 128, 128, modalities(), grouping=WITHIN)
     (document,) = documents(1, copies=2)
-    writer.begin(0, 0)
     with pytest.raises(AssertionError, match="2 copies"):
-        for span in document.spans:
-            writer.add(span)
+        writer.write(0, document)
 
 
 def test_more_copies_than_groups_are_spread_evenly():
     writer = BatchWriter(1, 128, 256, modalities(), grouping=FOUR)
     many, *others = documents(5, copies=1)
     many = Document(tuple(replace(span, copies=4) for span in many.spans))
-    for number, document in enumerate([many, *others]):
-        writer.begin(0, number)
-        for span in document.spans:
-            writer.add(span)
-    batch = writer.finish(5)
+    for document in [many, *others]:
+        writer.write(0, document)
+    batch = writer.finish()
     of = source_of(batch)
     counts = [Counter(of[index] for index in members)[0] for members in groups(batch).values()]
     assert counts == [2, 2], "four copies, two groups"
@@ -223,11 +215,9 @@ def test_more_copies_than_groups_are_spread_evenly():
 def test_groups_are_numbered_by_their_first_instance_whatever_the_shape():
     writer = BatchWriter(1, 128, 128, modalities(), first_group=7, grouping=Grouping(2))
     small = [Document(tuple(document.spans)) for document in _pictures([8, 16, 8, 16])]
-    for number, document in enumerate(small):
-        writer.begin(0, number)
-        for span in document.spans:
-            writer.add(span)
-    assert writer.finish(4).instances.group.tolist() == [7, 8, 7, 8]
+    for document in small:
+        writer.write(0, document)
+    assert writer.finish().instances.group.tolist() == [7, 8, 7, 8]
 
 
 def _pictures(sizes: Sequence[int]) -> list[Document]:

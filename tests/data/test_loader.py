@@ -167,10 +167,8 @@ def test_a_noisy_copy_reads_what_its_clean_twin_reads():
     """The state's tokens have the rank of the clean block, so the null context of a picture is 3 tokens."""
     writer = BatchWriter(1, 64, 64, modalities())
     (document,) = documents(1, "image text")
-    writer.begin(0, 0)
-    for span in document.spans:
-        writer.add(span)
-    batch = writer.finish(1)
+    writer.write(0, document)
+    batch = writer.finish()
     clean = batch.context.layout.rank[0, 3]
     assert batch.state.layout.rank[0, :16].eq(clean).all()
     assert not batch.state.layout.public[0, :16].any()

@@ -22,9 +22,9 @@ from mmgen.sampling.predict import ModelFacts
 from mmgen.sequence import PAD, Document, Layout
 from mmgen.training.feed import Feed, draw_windows
 from mmgen.training.flops import StepFlops, Work, muon_flops, recomputed_flops, step_flops
+from mmgen.training.losses import Loss, compute_losses, weighted
 from mmgen.training.optim import OptimConfig, build_optimizer
 from mmgen.training.run import Parts
-from mmgen.training.trainer import Loss, compute_losses, weighted
 from tests.parts import TINY, documents, modalities, tokenizer
 
 FLOW, MOMENTS = FlowMatching(FlowMatchingConfig()), IMM(IMMConfig())

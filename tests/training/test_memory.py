@@ -17,9 +17,9 @@ from mmgen.model.joint import JointConfig, JointKind
 from mmgen.model.trunk import TrunkConfig
 from mmgen.objectives import Objective
 from mmgen.training.flops import Work
+from mmgen.training.losses import compute_losses, weighted
 from mmgen.training.memory import Checkpointing, Saved, saved_bytes
 from mmgen.training.run import Parts
-from mmgen.training.trainer import compute_losses, weighted
 from tests.parts import documents
 from tests.training.test_flops import CPU, FLOW, MOMENTS, build, facts_of, pack
 
