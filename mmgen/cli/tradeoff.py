@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mmgen.cli.arguments import parse
-from mmgen.config import from_mapping
+from mmgen.config import from_mapping, to_mapping
 from mmgen.evaluation.intervals import Estimate
 from mmgen.evaluation.policies import policy_rows
 from mmgen.evaluation.text_surface import describes, plain, sources_of, text_surface
@@ -40,7 +40,8 @@ from mmgen.files import write_text
 from mmgen.modalities import bands
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.planner import LOWER_IS_BETTER
-from mmgen.training.run import find_checkpoint, load, load_run_config, run_folder
+from mmgen.training.metrics import open_wandb
+from mmgen.training.run import RunConfig, find_checkpoint, load, load_run_config, run_folder
 
 SAMPLES = "tradeoff.jsonl"
 SUMMARY = "tradeoff.json"
@@ -135,6 +136,8 @@ def main(argv: Sequence[str]) -> int:
     record = {**about, "ceilings": ceilings, "rows": [_plain(row) for row in rows]}
     record |= {"policies": [_plain(row) for row in policies], "text": plain(text)}
     write_text(store.folder / SUMMARY, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    if run_config.log.wandb_project:
+        _log(run, run_config, rows)
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(_table(rows, judge, floor))
     console.print(_text_table(text))
@@ -291,6 +294,21 @@ def _table(rows: Sequence[Mapping[str, Any]], judge: Judge, floor: Estimate) -> 
             figures = (_cell(row["reported"][name], share=name not in LOWER_IS_BETTER) for name in shown)
             table.add_row(*where, str(row["nfe"]), *(f"{each:.3g}" for each in cost), *figures)
     return table
+
+
+def _log(run: Path, config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The surface as a table of the run's own page at wandb: plans, costs and figures on the half that reports."""
+    import wandb
+
+    shown = [name for name in FIGURES if name in rows[0]["reported"]]
+    costs = ("nfe", "flops", "seconds", "memory")
+    table = wandb.Table(columns=[*AXES, *costs, *shown])
+    for row in rows:
+        figures = [row["reported"][name].value for name in shown]
+        table.add_data(*(row[name] for name in AXES), *(row[name] for name in costs), *figures)
+    opened = open_wandb(run, config.log, to_mapping(config))
+    opened.log({"surface": table})
+    opened.finish()
 
 
 def _text_table(rows: Sequence[Mapping[str, Any]]) -> Table:

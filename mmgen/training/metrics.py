@@ -154,7 +154,9 @@ class Reporter:
         if not self._first:
             return self
         self._file = MetricsFile(self.run / METRICS, self._start)
-        self._wandb = self._open_wandb() if self.config.wandb_project else None
+        self._wandb = None
+        if self.config.wandb_project:
+            self._wandb = open_wandb(self.run, self.config, self._resolved or {})
         if self._console.is_terminal:
             columns = (
                 SpinnerColumn(),
@@ -268,31 +270,32 @@ class Reporter:
         left = (self.total_steps - step) * seconds / max(step - step_then, 1)
         return values, "  ".join([*shown, f"{_clock(left)} left"])
 
-    def _open_wandb(self) -> Any:
-        try:
-            import wandb
-        except ImportError:
-            raise ValueError(
-                "log.wandb_project is set and wandb is not installed: pip install 'mmgen-pretrain[log]'"
-            ) from None
-        # One wandb run per run folder, however often it is resumed.
-        name = self.run / "wandb_run"
-        if not name.exists():
-            write_text(name, os.urandom(4).hex())
-        run = wandb.init(
-            project=self.config.wandb_project,
-            dir=str(self.run),
-            id=name.read_text(),
-            name=self.run.name,
-            mode=self.config.wandb_mode,
-            resume="allow",
-            config=dict(self._resolved or {}),
-            settings=wandb.Settings(silent=True),
-        )
-        # wandb's own step must grow and would drop what a resumed run repeats; ours is a metric like any other.
-        run.define_metric("step", hidden=True)
-        run.define_metric("*", step_metric="step")
-        return run
+
+def open_wandb(run: Path, config: LogConfig, resolved: Mapping[str, Any]) -> Any:
+    """The wandb run of a run's folder: one, however often it is opened. Raises ValueError where wandb is missing."""
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError(
+            "log.wandb_project is set and wandb is not installed: pip install 'mmgen-pretrain[log]'"
+        ) from None
+    name = run / "wandb_run"
+    if not name.exists():
+        write_text(name, os.urandom(4).hex())
+    opened = wandb.init(
+        project=config.wandb_project,
+        dir=str(run),
+        id=name.read_text(),
+        name=run.name,
+        mode=config.wandb_mode,
+        resume="allow",
+        config=dict(resolved),
+        settings=wandb.Settings(silent=True),
+    )
+    # wandb's own step must grow and would drop what a resumed run repeats; ours is a metric like any other.
+    opened.define_metric("step", hidden=True)
+    opened.define_metric("*", step_metric="step")
+    return opened
 
 
 def _memory_gb() -> float:

@@ -1,12 +1,17 @@
 """`mmgen tradeoff` on a real run: what it keeps, that it goes on where it was cut, and what it refuses."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mmgen.cli import tradeoff
 from mmgen.cli.main import main
+from mmgen.config import save_yaml
+from mmgen.training.metrics import LogConfig
+from mmgen.training.run import load_run_config
 
 ARGUMENTS = ["--num", "8", "--steps", "1", "2", "--guidance", "1", "2"]
 
@@ -60,6 +65,22 @@ def test_what_is_there_is_not_drawn_again_and_what_was_cut_is(
     assert len(path.read_text().splitlines()) == 33
     assert main(["tradeoff", str(run), *ARGUMENTS, "--seed", "1", "--out", str(out)]) == 2
     assert "has seed 0, not 1: name another folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_surface_is_a_table_of_the_runs_page_at_wandb(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    config = replace(load_run_config(copy), log=LogConfig(wandb_project="mmgen-test", wandb_mode="offline"))
+    save_yaml(config, copy / "config.yaml")
+    few = ["--num", "8", "--steps", "1", "--guidance", "1"]
+    assert main(["tradeoff", str(copy), *few]) == 0
+    name = (copy / "wandb_run").read_text()
+    (table,) = copy.glob(f"wandb/offline-run-*-{name}/files/media/table/surface_*.json")
+    content = json.loads(table.read_text())
+    assert content["columns"][:3] == ["blocks", "steps", "guidance"] and "kid_lite0" in content["columns"]
+    assert [row[:3] for row in content["data"]] == [[1, 1, 1]]
 
 
 def test_more_axes_and_a_scorer_are_asked_for_by_name(
