@@ -97,7 +97,7 @@ def gathered(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
 
 
 def summed(counts: Mapping[str, int]) -> Counter[str]:
-    """Counts of all ranks together; every rank has the same names."""
+    """Counts of all ranks together; every rank has the same names, those of zero too."""
     if not distributed():
         return Counter(counts)
     names = sorted(counts)
@@ -109,7 +109,7 @@ def summed(counts: Mapping[str, int]) -> Counter[str]:
 def total(value: Tensor) -> float:
     """The sum over ranks of a number."""
     if distributed():
-        value = value.detach().to(_collective_device(), torch.float64)
+        value = value.detach().to(_collective_device(), torch.float64, copy=True)  # it is reduced in place
         dist.all_reduce(value)
     return float(value)
 

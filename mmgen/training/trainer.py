@@ -150,9 +150,12 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
                     own.append(feed)
                     heard = feed.remarks or heard
             # of the whole step, so that a batch with few tokens of a kind weighs no more by it
-            counts = [token_counts(parts, feed) for feed in own]
-            of_step = summed({name: sum(each[name] for each in counts) for name in counts[0]})
-            seen += summed(sum((seen_in(feed.batch) for feed in own), Counter()))
+            of_step, new = Counter[str](), Counter[str]()
+            for feed in own:
+                of_step.update(token_counts(parts, feed))
+                new.update(seen_in(feed.batch))
+            of_step = summed(of_step)
+            seen.update(summed(new))
             if peak is not None:
                 works = [Work.attended(feed.batch, feed.windows) for feed in own]
                 report.worked(
