@@ -4,7 +4,8 @@ Everything here is a pure function of the loaders' states and the seed, so where
 """
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -135,12 +136,23 @@ def feeds(
     items: Any = _Feeds(loaders, objective, seed, backend, step, total_steps, joint, part)
     if workers:
         beside = {"num_workers": workers, "prefetch_factor": PREFETCH, "worker_init_fn": _begin_worker}
-        items = DataLoader(items, batch_size=None, **beside)  # which asks its workers in turn
+        items = _ahead(DataLoader(items, batch_size=None, **beside))  # which asks its workers in turn
     for item in items:
         if isinstance(item, ValueError):
             raise item
         feed, stream, states[stream] = item
         yield feed, list(states)
+
+
+def _ahead(items: Iterable[Any]) -> Iterator[Any]:
+    """The items, each received by a thread during the step before: hundreds of small tensors come with a batch."""
+    source = iter(items)
+    with ThreadPoolExecutor(1, "feed") as thread:
+        coming = thread.submit(next, source)
+        while True:
+            item = coming.result()
+            coming = thread.submit(next, source)
+            yield item
 
 
 def draw_windows(batch: PackedBatch, share: float, seed: int, number: int) -> Bool[Tensor, "B C"]:
