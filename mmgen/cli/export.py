@@ -1,9 +1,7 @@
 """`mmgen export RUN OUT`: what sampling needs of a run and nothing else, to ship or to keep."""
 
-import os
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,10 +9,9 @@ import torch
 import tyro
 
 from mmgen.cli.arguments import parse
-from mmgen.config import save_yaml
-from mmgen.training.checkpoint import load_model_weights, read_state, save_checkpoint
+from mmgen.training.checkpoint import load_model_weights, read_state
 from mmgen.training.metrics import METRICS
-from mmgen.training.run import CHECKPOINTS, CONFIG_NAME, find_checkpoint, load_run_config, run_folder
+from mmgen.training.run import find_checkpoint, load_run_config, run_folder, write_weights
 
 
 @dataclass(frozen=True)
@@ -38,15 +35,8 @@ def main(argv: Sequence[str]) -> int:
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in load_model_weights(checkpoint, "ema").items()
     }
-    beside = args.out.with_name(f".{args.out.name}.{os.getpid()}.partial")
-    try:
-        save_checkpoint(beside / CHECKPOINTS, step, {"ema": weights}, {"step": step})
-        save_yaml(replace(load_run_config(run), run=str(args.out)), beside / CONFIG_NAME)
-        if (run / METRICS).is_file():
-            shutil.copyfile(run / METRICS, beside / METRICS)
-        os.replace(beside, args.out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    files = [run / METRICS] if (run / METRICS).is_file() else []
+    write_weights(args.out, load_run_config(run), step, weights, files)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {checkpoint.name}, averaged weights in {args.dtype}, {size / 1e6:.1f} MB")
     return 0

@@ -1,14 +1,12 @@
 """`mmgen import CONFIG QWEN3 OUT`: a run to begin from, out of the weights of a dense Qwen3 language model."""
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from mmgen.config import load_yaml, parse_overrides, save_yaml
+from mmgen.config import load_yaml, parse_overrides
 
 USAGE = """usage: mmgen import CONFIG QWEN3 OUT [--a.b value ...]
 
@@ -30,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     from mmgen.training.run import RunConfig
 
     config = parse_overrides(RunConfig, load_yaml(path, RunConfig), argv[3:], f"mmgen import {path}")
-    _import(replace(config, run=str(out)), folder, out)
+    _import(config, folder, out)
     return 0
 
 
@@ -40,8 +38,7 @@ def _import(config: Any, folder: Path, out: Path) -> None:
     from transformers import Qwen3Config
 
     from mmgen.hub.qwen3 import from_qwen3, trunk_config
-    from mmgen.training.checkpoint import save_checkpoint
-    from mmgen.training.run import CHECKPOINTS, CONFIG_NAME, build
+    from mmgen.training.run import build, write_weights
 
     try:
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -65,11 +62,5 @@ def _import(config: Any, folder: Path, out: Path) -> None:
     model = build(config).model
     weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     from_qwen3(model, weights)
-    beside = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        save_checkpoint(beside / CHECKPOINTS, 0, {"ema": model.state_dict()}, {"step": 0})
-        save_yaml(config, beside / CONFIG_NAME)
-        os.replace(beside, out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    write_weights(out, config, 0, model.state_dict())
     print(f"{out}: {sum(tensor.numel() for tensor in weights.values()) / 1e6:.1f}M parameters of {folder}")

@@ -1,10 +1,15 @@
 """A run: its whole configuration, the parts built from it, and a finished run loaded for sampling."""
 
-from dataclasses import dataclass, field
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmgen.config import load_yaml
+from torch import Tensor
+
+from mmgen.config import load_yaml, save_yaml
 from mmgen.data.loader import DataConfig
 from mmgen.data.streams import SourceConfig
 from mmgen.modalities import Image, Modality, build_modalities
@@ -22,7 +27,7 @@ from mmgen.objectives import (
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
 from mmgen.tokenization.text import TextTokenizer, load_text_tokenizer
-from mmgen.training.checkpoint import latest_checkpoint, load_model_weights
+from mmgen.training.checkpoint import latest_checkpoint, load_model_weights, save_checkpoint
 from mmgen.training.metrics import LogConfig
 from mmgen.training.optim import OptimConfig
 from mmgen.training.ranks import default_device
@@ -193,6 +198,21 @@ def load(run: str | Path, which: str = "ema") -> Sampler:
         if isinstance(modality, Image):
             modality.codec.compute_on(device)
     return Sampler(parts.model, parts.modalities, parts.objective, config.size, config.plan)
+
+
+def write_weights(
+    out: Path, config: RunConfig, step: int, weights: Mapping[str, Tensor], files: Sequence[Path] = ()
+) -> None:
+    """Writes the folder of a run that has averaged weights and copies of `files` alone; whole or not at all."""
+    beside = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        save_checkpoint(beside / CHECKPOINTS, step, {"ema": weights}, {"step": step})
+        save_yaml(replace(config, run=str(out)), beside / CONFIG_NAME)
+        for file in files:
+            shutil.copyfile(file, beside / file.name)
+        os.replace(beside, out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def run_folder(run: str | Path) -> Path:
