@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from torch import Tensor
 
+from mmgen.devices import peak_flops
 from mmgen.files import write_text
 from mmgen.training.ranks import current_rank, gathered
 
@@ -258,7 +259,7 @@ class Reporter:
         seconds = max(time.perf_counter() - time_then, 1e-9)
         per_second = {name: (count - seen_then.get(name, 0)) / seconds for name, count in seen.items()}
         values = {f"{name}_per_second": round(value, 3) for name, value in per_second.items()}
-        values |= {"data_wait": round(self._waited / seconds, 5), "memory_gb": round(_memory_gb(), 3)}
+        values |= {"data_wait": round(self._waited / seconds, 5), "memory_gb": round(memory_gb(), 3)}
         shown = [f"{_short(value)} {name}/s" for name, value in per_second.items()]
         if self._progress:  # the line has to fit
             shown = shown[:1]
@@ -298,7 +299,12 @@ def open_wandb(run: Path, config: LogConfig, resolved: Mapping[str, Any]) -> Any
     return opened
 
 
-def _memory_gb() -> float:
+def known_peak(device: torch.device) -> float | None:
+    """Operations a second of the device, None where they are not known (see `peak_flops`)."""
+    return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def memory_gb() -> float:
     """The most memory that was in use: of the GPU, or of this process where there is none."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9

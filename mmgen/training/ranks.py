@@ -96,14 +96,16 @@ def gathered(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     return values
 
 
-def summed(counts: Mapping[str, int]) -> Counter[str]:
-    """Counts of all ranks together; every rank has the same names, those of zero too."""
+def summed(*counts: Mapping[str, int]) -> list[Counter[str]]:
+    """Each of some counts of all ranks together, in one exchange; every rank has the same names, those of zero too."""
     if not distributed():
-        return Counter(counts)
-    names = sorted(counts)
-    values = torch.tensor([counts[name] for name in names], device=_collective_device())
+        return [Counter(each) for each in counts]
+    names = [sorted(each) for each in counts]
+    own = [each[name] for each, of_each in zip(counts, names, strict=True) for name in of_each]
+    values = torch.tensor(own, device=_collective_device())
     dist.all_reduce(values)
-    return Counter(dict(zip(names, values.tolist(), strict=True)))
+    everyones = iter(values.tolist())
+    return [Counter({name: next(everyones) for name in of_each}) for of_each in names]
 
 
 def total(value: Tensor) -> float:
