@@ -20,21 +20,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import harness
 from mmgen.data.loader import DataConfig
-from mmgen.data.pack import PackConfig, Packer
+from mmgen.data.pack import PackConfig
 from mmgen.devices import find_device
-from mmgen.modalities import Image, Text
-from mmgen.modalities.base import text_positions
 from mmgen.model.joint import JointConfig
 from mmgen.model.trunk import TrunkConfig
 from mmgen.objectives import FlowMatchingConfig, IMMConfig
-from mmgen.objectives.draw import draw_state
-from mmgen.rng import keyed_numpy
 from mmgen.sampling.predict import ModelFacts
-from mmgen.sequence import Document, Span
 from mmgen.training.cluster import Cluster
 from mmgen.training.ema import Ema
 from mmgen.training.estimate import estimate
-from mmgen.training.feed import Feed, draw_windows
+from mmgen.training.feed import Feed
 from mmgen.training.flops import Work, step_flops
 from mmgen.training.losses import compute_losses, weighted
 from mmgen.training.memory import (
@@ -46,6 +41,7 @@ from mmgen.training.memory import (
 )
 from mmgen.training.optim import OptimConfig, build_optimizer
 from mmgen.training.run import Parts, RunConfig, TrainConfig, build
+from mmgen.training.synthetic import full_feed
 
 SIDE = 8  # tokens of a picture's height and width
 CPU = torch.device("cpu")
@@ -115,7 +111,7 @@ def compare(config: RunConfig) -> dict[str, float]:
     """Predicted over measured, and both, of operations, of what is kept and of what is saved."""
     torch.manual_seed(0)
     parts = build(config)
-    feed = full_batch(config, parts)
+    feed = full_feed(config, parts, "dense")
     work = Work.computed(feed.batch, feed.windows)
     flops = step_flops(facts_of(parts), work, parts.objective.needs_target).total
     kept = state_bytes(parts, config)
@@ -166,7 +162,7 @@ def train_alone(name: str, quick: bool) -> None:
     config = cases(quick)[name]
     torch.manual_seed(0)
     parts = build(config)
-    feed = full_batch(config, parts)
+    feed = full_feed(config, parts, "dense")
     said = peak_bytes(config, parts, feed)
     before = _resident("VmRSS") - sum(p.nbytes for p in parts.model.parameters())
     optimizer, average = build_optimizer(parts.model, config.optim), Ema(parts.model, 0.9)
@@ -212,32 +208,6 @@ def peak_bytes(config: RunConfig, parts: Parts, feed: Feed) -> float:
         + working_bytes(facts, pack, precision, "none")
         + target
     )
-
-
-def full_batch(config: RunConfig, parts: Parts) -> Feed:
-    """Rows full of captions with a picture of 8 x 8 tokens each."""
-    pack = config.data.pack
-    documents = pack.state_length // SIDE**2
-    caption = pack.context_length // documents - 3
-    packer = Packer(pack, parts.modalities, parts.objective.grouping)
-    total = pack.rows * documents
-    for start in range(0, total, 4):
-        added = packer.add(*(_document(parts, caption, start + i) for i in range(4)))
-        assert added, "rows have room for whole groups"
-    batch = packer.finish()
-    windows = None if parts.joint is None else draw_windows(batch, parts.joint.share, 0, 0)
-    return Feed(batch, draw_state(batch, parts.modalities, parts.objective, 0), None, "", windows)
-
-
-def _document(parts: Parts, caption: int, number: int) -> Document:
-    text, image = parts.modalities["text"], parts.modalities["image"]
-    assert isinstance(text, Text) and isinstance(image, Image)
-    draw = keyed_numpy("estimate", number)
-    ids = torch.from_numpy(draw.integers(text.tokenizer.vocab_size, size=caption))
-    size = image.size_span(SIDE, SIDE, 1 + caption, predicted=True)
-    values = torch.from_numpy(draw.standard_normal((SIDE**2, image.channels), dtype="float32"))
-    picture = image.span(values * image.sigma_data, SIDE, SIDE, size.next_position, draw, read=False)
-    return Document((text.begin(), Span("text", text_positions(1, caption), ids), size, picture))
 
 
 def _resident(field: str) -> int:

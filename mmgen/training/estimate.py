@@ -5,16 +5,14 @@ opened. Operations are equal to torch's count of a real step and memory is near 
 both); seconds follow from datasheets and from a utilization that is assumed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from mmgen.data.pack import PackConfig
-from mmgen.modalities import Image, build_modalities
+from mmgen.modalities import Image
 from mmgen.model.model import Model
-from mmgen.objectives import build_objective, check_modalities
 from mmgen.sampling.predict import ModelFacts
-from mmgen.tokenization.text import outline_text_tokenizer
 from mmgen.training.cluster import GATHERED, SUMMED, Cluster, Communication, communication
 from mmgen.training.feed import Part
 from mmgen.training.flops import StepFlops, Work, muon_flops, recomputed_flops, step_flops
@@ -26,7 +24,7 @@ from mmgen.training.memory import (
     working_bytes,
 )
 from mmgen.training.optim import build_optimizer
-from mmgen.training.run import Parts, RunConfig
+from mmgen.training.run import Parts, RunConfig, build
 
 MARGIN = 0.1  # of everything else: fragments of the allocator, and buffers of kernels
 CONTEXT_BYTES = 1e9  # of CUDA's context and the communication library's buffers
@@ -133,14 +131,9 @@ def outline(config: RunConfig) -> Parts:
 
     Raises ValueError where the configuration does not fit together or sizes are not to be had.
     """
-    tokenizer = outline_text_tokenizer(config.tokenizer)
-    modalities = build_modalities(config.modalities, tokenizer, outline=True)
-    objective = build_objective(config.objective)
-    check_modalities(objective, modalities)
-    with torch.device("meta"):
-        model = Model(config.model, modalities, tokenizer.vocab_size, config.joint)
+    parts = build(config, outline=True, device="meta")
     dtype = torch.float64 if config.train.precision == "float64" else torch.float32
-    return Parts(tokenizer, modalities, model.to(dtype), objective, config.joint)
+    return replace(parts, model=parts.model.to(dtype))
 
 
 def estimate(

@@ -103,12 +103,12 @@ class _Feeds(IterableDataset):
                 # batches made ahead of the last step are never used, but they are made
                 fraction = min(number // part.micro_batches / self.total_steps, 1.0)
                 drawn = draw_state(batch, loader.modalities, self.objective, self.seed, fraction)
-                windows = None
-                if self.joint is not None:
-                    windows = draw_windows(batch, self.joint.share, self.seed, number)
-                plan = None if self.backend == "dense" else plan_batch(batch, self.backend)
                 remarks = loader.remarks() if stream == part.rank else ""
-                yield Feed(batch, drawn, plan, remarks, windows), stream, state
+                yield (
+                    make_feed(batch, drawn, self.backend, self.joint, self.seed, number, remarks),
+                    stream,
+                    state,
+                )
         except ValueError as error:
             yield error  # handed over whole: torch would wrap it in the worker's traceback
 
@@ -142,6 +142,21 @@ def feeds(
             raise item
         feed, stream, states[stream] = item
         yield feed, list(states)
+
+
+def make_feed(
+    batch: PackedBatch,
+    drawn: NoisyState,
+    backend: AttentionBackend,
+    joint: JointConfig | None,
+    seed: int,
+    number: int,
+    remarks: str = "",
+) -> Feed:
+    """Batch `number` of the training with its noisy state: the attention planned, a joint head's windows drawn."""
+    windows = None if joint is None else draw_windows(batch, joint.share, seed, number)
+    plan = None if backend == "dense" else plan_batch(batch, backend)
+    return Feed(batch, drawn, plan, remarks, windows)
 
 
 def _ahead(items: Iterable[Any]) -> Iterator[Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmgen.config import load_yaml, save_yaml
@@ -26,7 +27,7 @@ from mmgen.objectives import (
 )
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
-from mmgen.tokenization.text import TextTokenizer, load_text_tokenizer
+from mmgen.tokenization.text import TextTokenizer, load_text_tokenizer, outline_text_tokenizer
 from mmgen.training.checkpoint import latest_checkpoint, load_model_weights, save_checkpoint
 from mmgen.training.metrics import LogConfig
 from mmgen.training.optim import OptimConfig
@@ -173,13 +174,17 @@ class Parts:
     joint: JointConfig | None = None
 
 
-def build(config: RunConfig) -> Parts:
-    """The parts of a run. Raises ValueError where the configuration does not fit together."""
-    tokenizer = load_text_tokenizer(config.tokenizer)
-    modalities = build_modalities(config.modalities, tokenizer)
+def build(config: RunConfig, outline: bool = False, device: str = "cpu") -> Parts:
+    """The parts of a run, weights on `device`. Raises ValueError where the configuration does not fit together.
+
+    `outline`: of tokenizer and codecs only sizes are known, so that they may be yet to be made.
+    """
+    tokenizer = (outline_text_tokenizer if outline else load_text_tokenizer)(config.tokenizer)
+    modalities = build_modalities(config.modalities, tokenizer, outline)
     objective = build_objective(config.objective)
     check_modalities(objective, modalities)
-    model = Model(config.model, modalities, tokenizer.vocab_size, config.joint)
+    with torch.device(device):
+        model = Model(config.model, modalities, tokenizer.vocab_size, config.joint)
     return Parts(tokenizer, modalities, model, objective, config.joint)
 
 

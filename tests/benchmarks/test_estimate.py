@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.estimate import Storages, cases, compare, full_batch
+from benchmarks.estimate import Storages, cases, compare
 from mmgen.sequence import PAD
 from mmgen.training.run import build
+from mmgen.training.synthetic import full_feed
 
 
 def test_a_storage_counts_once_however_it_is_seen() -> None:
@@ -22,7 +23,7 @@ def test_a_storage_counts_once_however_it_is_seen() -> None:
 def test_rows_are_full_and_ratios_are_one() -> None:
     config = cases(quick=True)["imm"]
     small = replace(config, model=replace(config.model, width=32, num_layers=1, ffn_width=64))
-    batch = full_batch(small, build(small)).batch
+    batch = full_feed(small, build(small), "dense").batch
     assert (batch.context.layout.document != PAD).all() and (batch.state.layout.document != PAD).all()
     found = compare(small)
     assert found["flops_over_counted"] == found["kept_over_measured"] == 1
