@@ -1,6 +1,7 @@
 """Arguments of a command: tyro over a frozen dataclass, with mistakes as a ValueError of one line."""
 
 import contextlib
+import dataclasses
 import io
 import re
 from collections.abc import Sequence
@@ -24,6 +25,20 @@ def parse(cls: type[T], argv: Sequence[str], prog: str) -> T:
         if not stop.code:
             raise
     raise ValueError(_one_line(box.getvalue(), prog))
+
+
+def split(cls: type, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words for the dataclass `cls`, and words for a configuration, each flag with the values that follow it."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    own: list[str] = []
+    others: list[str] = []
+    target = others
+    for word in argv:
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0].replace("-", "_")
+            target = own if name in names or name == "help" else others
+        target.append(word)
+    return own, others
 
 
 def _one_line(box: str, prog: str) -> str:

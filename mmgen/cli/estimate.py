@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from mmgen.cli.arguments import parse
+from mmgen.cli.arguments import parse, split
+from mmgen.cli.tables import amount, print_table, si
 from mmgen.config import load_yaml, parse_overrides
 from mmgen.devices import find_device
 from mmgen.training.cluster import Cluster
@@ -48,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     path, *rest = argv
     if path.startswith("-"):
         raise ValueError(f"the first word after `mmgen estimate` is the YAML file, not {path}")
-    own, others = _split(rest)
+    own, others = split(Arguments, rest)
     args = parse(Arguments, own, PROG)
     config = parse_overrides(RunConfig, load_yaml(path, RunConfig), others, f"{PROG} {path}")
     device = find_device(args.device)
@@ -62,20 +61,6 @@ def main(argv: Sequence[str]) -> int:
     else:
         _show(found, cluster, args, path)
     return 0
-
-
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Words for `Arguments`, and words for the configuration, each flag with the values that follow it."""
-    names = {field.name for field in dataclasses.fields(Arguments)}
-    own: list[str] = []
-    others: list[str] = []
-    target = others
-    for word in argv:
-        if word.startswith("--"):
-            name = word[2:].partition("=")[0].replace("-", "_")
-            target = own if name in names or name == "help" else others
-        target.append(word)
-    return own, others
 
 
 def _record(found: Estimate, cluster: Cluster, args: Arguments) -> dict[str, Any]:
@@ -99,31 +84,31 @@ def _show(found: Estimate, cluster: Cluster, args: Arguments, path: str) -> None
     layout = f", {cluster.replicas} copies of {cluster.group} shards" if cluster.gpus > 1 else ""
     console.print(f"{path} on {cluster.gpus} x {device.name}{layout}", markup=False, highlight=False)
     total = sum(found.parameters.values())
-    rows = [(name, _count(count), f"{count / total:.0%}") for name, count in found.parameters.items()]
-    _table(console, ("parameters", "", "share"), [*rows, ("total", _count(total), "")])
-    pictures = [("pictures", _count(tokens.pictures))] if tokens.pictures else []
-    _table(
+    rows = [(name, amount(count), f"{count / total:.0%}") for name, count in found.parameters.items()]
+    print_table(console, ("parameters", "", "share"), [*rows, ("total", amount(total), "")])
+    pictures = [("pictures", amount(tokens.pictures))] if tokens.pictures else []
+    print_table(
         console,
         ("a step", "tokens"),
-        [("context stream", _count(tokens.context)), ("state stream", _count(tokens.state)), *pictures],
+        [("context stream", amount(tokens.context)), ("state stream", amount(tokens.state)), *pictures],
     )
     parts = [each.name for each in dataclasses.fields(found.computed)]
     rows = [
-        (name.replace("_", " "), _si(getattr(found.attended, name)), _si(getattr(found.computed, name)))
+        (name.replace("_", " "), si(getattr(found.attended, name)), si(getattr(found.computed, name)))
         for name in parts
         if getattr(found.computed, name)
     ]
-    rows.append(("total", _si(found.attended.total), _si(found.computed.total)))
+    rows.append(("total", si(found.attended.total), si(found.computed.total)))
     if found.recomputed:
-        rows.append(("recomputed", "", _si(found.recomputed)))
+        rows.append(("recomputed", "", si(found.recomputed)))
     if found.muon:
-        rows.append(("Muon, a shard group", "", _si(found.muon)))
-    _table(console, ("FLOPs of a step", "attended", "computed"), rows)
+        rows.append(("Muon, a shard group", "", si(found.muon)))
+    print_table(console, ("FLOPs of a step", "attended", "computed"), rows)
     memory = [
         (name, f"{value / 1e9:.2f}") for name, value in dataclasses.asdict(found.memory).items() if value
     ]
     verdict = "fits" if found.memory.total <= device.memory else "DOES NOT FIT"
-    _table(
+    print_table(
         console,
         ("memory of a GPU", "GB"),
         [
@@ -138,8 +123,8 @@ def _show(found: Estimate, cluster: Cluster, args: Arguments, path: str) -> None
         if value and name != "seconds"
     ]
     if sent:
-        _table(console, ("sent by a GPU in a step", "GB"), sent)
-    _table(
+        print_table(console, ("sent by a GPU in a step", "GB"), sent)
+    print_table(
         console,
         ("time", ""),
         [
@@ -148,35 +133,13 @@ def _show(found: Estimate, cluster: Cluster, args: Arguments, path: str) -> None
             ("update", f"{time.update:.3g} s"),
             ("step", f"{time.step:.3g} s"),
             ("MFU (attended, nothing counted twice)", f"{time.mfu:.1%}"),
-            ("tokens a second", _count(tokens.total / time.step)),
-            (f"{time.steps:,.0f} steps, {_count(time.steps * tokens.total)} tokens", f"{time.days:.3g} days"),
+            ("tokens a second", amount(tokens.total / time.step)),
+            (f"{time.steps:,.0f} steps, {amount(time.steps * tokens.total)} tokens", f"{time.days:.3g} days"),
             ("GPU-hours", f"{time.gpu_hours:,.0f}"),
         ],
     )
     console.print(
-        f"Assumed, not measured: products at {args.mfu:g} of the dense peak ({_si(device.peak)}FLOP/s), datasheet "
+        f"Assumed, not measured: products at {args.mfu:g} of the dense peak ({si(device.peak)}FLOP/s), datasheet "
         "bandwidths, communication beside the products, rows full of captions with a picture each.",
         highlight=False,
     )
-
-
-def _table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-
-
-def _count(value: float) -> str:
-    """Three digits and k, M, B (thousand millions) or T."""
-    return _si(value).replace(" G", " B").replace(" ", "")
-
-
-def _si(value: float) -> str:
-    """Three digits and a prefix of the metric system: 1.23 M."""
-    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if value >= 10**power:
-            return f"{value / 10**power:.3g} {prefix}"
-    return f"{value:.3g} "

@@ -20,6 +20,7 @@ COMMANDS = {
     "report": ("mmgen.cli.report", "one page of what was measured, to look at in a browser"),
     "cost": ("mmgen.cli.cost", "say what plans will cost, before anything is drawn"),
     "import": ("mmgen.cli.import_", "make a run to begin from out of a Qwen3 checkpoint"),
+    "bench": ("mmgen.cli.bench", "time training and sampling on this machine"),
     "estimate": ("mmgen.cli.estimate", "say what a training will take, before anybody rents a GPU"),
     "export": ("mmgen.cli.export", "write what sampling needs of a run, to ship it"),
     "tokenizer": ("mmgen.cli.tokenizer", "train text and latent tokenizers, encode shards"),

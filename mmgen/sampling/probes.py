@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import PIL.Image
+from jaxtyping import Float
 
 from mmgen.rng import keyed_numpy
 from mmgen.sampling.calibration import Calibration, Machine
@@ -119,14 +120,17 @@ def default_probes(sampler: Sampler, batch_sizes: Sequence[int] = (1, 8, 64)) ->
     return probes
 
 
-def fastest(calls: Sequence[Callable[[], Result]], repeats: int) -> list[float]:
-    """The least seconds of each call over `repeats` rounds, after one that is not timed.
+def timed(calls: Sequence[Callable[[], Result]], repeats: int) -> Float[np.ndarray, "R C"]:
+    """The seconds of each call in each of `repeats` rounds, after one that is not timed.
 
-    Rounds are of all calls, so that a machine that is slow for a while is so to one round of each; what other programs
-    do on it only ever adds time.
+    Rounds are of all calls, so that a machine that is slow for a while is so to one round of each.
     """
-    rounds = [[call().cost.seconds for call in calls] for _ in range(repeats + 1)]
-    return np.min(rounds[1:], axis=0).tolist()
+    return np.array([[call().cost.seconds for call in calls] for _ in range(repeats + 1)])[1:]
+
+
+def fastest(calls: Sequence[Callable[[], Result]], repeats: int) -> list[float]:
+    """The least seconds of each call over `timed` rounds: what other programs do on the machine only ever adds time."""
+    return timed(calls, repeats).min(axis=0).tolist()
 
 
 def calibrate(sampler: Sampler, batch_sizes: Sequence[int] = (1, 8, 64), repeats: int = 5) -> Calibration:

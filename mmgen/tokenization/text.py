@@ -154,10 +154,12 @@ class HubTokenizer(TextTokenizer):
 
 
 class TokenizerOutline(TextTokenizer):
-    """The number of ids of a tokenizer that is yet to be made; no text passes it."""
+    """The number of ids of a tokenizer that is yet to be made; no text passes it. Its special ids are made up."""
 
     def __init__(self, vocab_size: int, max_size: int = MAX_SIZE) -> None:
-        self.vocab_size, self.max_size = vocab_size, max_size
+        self.vocab_size = vocab_size
+        sizes = (*_size_tokens("height", max_size), *_size_tokens("width", max_size))
+        self._set_specials({token: id for id, token in enumerate((BEGIN, END, NULL, *sizes))})
 
     def encode(self, text: str) -> list[int]:
         raise ValueError("this is a tokenizer's outline, which encodes nothing")

@@ -30,9 +30,6 @@ from mmgen.training.ranks import Ranks, summed, total
 from mmgen.training.run import Parts, RunConfig
 from mmgen.training.spikes import Tally, tally
 
-PARTS = ("forward", "backward", "optimizer")
-"""of a step, in the order of what they do; what is in none of them counts tokens and tells losses apart"""
-
 
 @dataclass(frozen=True)
 class Taken:
@@ -99,8 +96,8 @@ class Stepper:
     ) -> Taken:
         """Step number `step` (counted from 0) on this rank's batches; every rank must take it.
 
-        Each of PARTS is done within `part(name)`: by default a trace of torch's profiler has them by name. Where loss
-        or gradient is not finite the weights are left as they were.
+        Its parts (forward, with the losses; backward; optimizer) are done within `part(name)`: by default a trace of
+        torch's profiler has them by name. Where loss or gradient is not finite the weights are left as they were.
         """
         config, parts, ranks = self.config, self.parts, self.ranks
         of_step, seen = self._counts(feeds)

@@ -211,7 +211,9 @@ def test_an_outline_has_the_size_of_the_tokenizer_or_of_what_is_yet_to_be_made(t
         outline_text_tokenizer(tmp_path)
     recipe.write_text("vocab_size: 4096\n")
     outline = outline_text_tokenizer(tmp_path)
-    assert outline.vocab_size == 4096
+    assert outline.vocab_size == 4096 and outline.max_size == 64
+    assert len({outline.begin, outline.end, outline.height(1), outline.height(64), outline.width(64)}) == 5
+    assert max(outline.specials) < 4096
     with pytest.raises(ValueError, match="a tokenizer's outline, which encodes nothing"):
         outline.encode("a")
     with pytest.raises(ValueError, match=r"expected tokenizer.model or .*; make it as its recipe.yaml says"):
