@@ -2,35 +2,55 @@
 
 A step is forward and backward of the pictures' loss. Both read the same packed documents, of which the share rho of all
 tokens is noisy. Reusing the context's keys and values, the target pass adds one forward of that share to what is three
-forwards of everything: 1 + rho / 3. A second whole forward would add a third whatever the share. `counted` is the same
-from the operations of the shapes at hand, in which a noisy token costs more than a clean one: it reads more keys, and
-passes the head. Steps are timed in turns.
+forwards of everything (a backward pass takes two): 1 + rho / 3. A second whole forward would add a third whatever the
+share. With full checkpointing of activations a block's forward is computed again in the backward pass, so that flow
+matching takes four; the target pass saves nothing and is not: 1 + rho / 4. Several particles of a context are noisy
+copies of its one picture: nothing of the law changes, only how a share rho comes about. `counted` is the same from the
+operations of the shapes at hand, in which a noisy token costs more than a clean one: it reads more keys, and passes the
+head. Steps are timed in turns.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from benchmarks import harness
-from mmgen.modalities import Image, Text, build_modalities
-from mmgen.modalities.base import text_positions
-from mmgen.modalities.layout import BatchWriter, span_lengths
-from mmgen.model.model import Model, plan_batch
-from mmgen.model.trunk import TrunkConfig
+from mmgen.data.pack import document_lengths
+from mmgen.modalities import build_modalities
+from mmgen.modalities.layout import BatchWriter
+from mmgen.model.model import Model
+from mmgen.model.trunk import Checkpointing, TrunkConfig
 from mmgen.objectives import IMM, FlowMatching, FlowMatchingConfig, IMMConfig, Objective
 from mmgen.objectives.draw import draw_state
 from mmgen.rng import keyed_numpy
-from mmgen.sampling.cost import target_pass_ratio
-from mmgen.sequence import Document, Span
+from mmgen.sampling.predict import ModelFacts
+from mmgen.sequence import Document, PackedBatch
 from mmgen.tokenization.text import load_text_tokenizer
-from mmgen.training.feed import Feed
+from mmgen.training.feed import Feed, make_feed
+from mmgen.training.flops import Work, recomputed_flops, step_flops
 from mmgen.training.losses import compute_losses
+from mmgen.training.ranks import default_device
 from mmgen.training.run import Parts
+from mmgen.training.synthetic import AROUND, picture_document
 
 SHARES = (0.2, 0.5, 0.8)
 SIDE = 8  # tokens of a picture's height and width
+PARTICLES = 4  # of a group
+FORWARDS: dict[Checkpointing, int] = {"none": 3, "full": 4}  # that a step of flow matching takes
+
+
+@dataclass(frozen=True)
+class Case:
+    """How the noisy share comes about, and what of the activations is kept."""
+
+    checkpointing: Checkpointing = "none"
+    copies: int = 1
+    """noisy copies of each picture: particles that share one context"""
+
+
+CASES = (Case(), Case(checkpointing="full"), Case(copies=PARTICLES))
 
 
 @dataclass(frozen=True)
@@ -40,7 +60,7 @@ class Arguments(harness.Arguments):
     num_layers: int = 6
     """Of the trunk."""
     documents: int = 16
-    """Captions with a picture of 64 tokens each; a multiple of the 4 particles of a group."""
+    """Noisy pictures of 64 tokens in a batch; a multiple of the 4 particles of a group."""
     repeats: int = 15
     """Pairs of steps timed for each share and seed."""
     precision: Literal["bf16", "float32"] = "bf16"
@@ -55,71 +75,78 @@ class Arguments(harness.Arguments):
 
 
 def measure(arguments: Arguments) -> list[harness.Row]:
-    tokenizer = load_text_tokenizer("tokenizers/emoji-text")
-    modalities = build_modalities({"text": {}, "image": {"codec": "pixels", "patch": 2}}, tokenizer)
     width, layers = (64, 2) if arguments.quick else (arguments.width, arguments.num_layers)
+    repeats = 3 if arguments.quick else arguments.repeats
     heads = width // 64
     trunk = TrunkConfig(width, layers, heads, heads, 64, 3 * width)
-    text, image = modalities["text"], modalities["image"]
-    assert isinstance(text, Text) and isinstance(image, Image)
     rows: list[harness.Row] = []
     for seed in range(arguments.seeds):
-        torch.manual_seed(seed)
-        model = Model(trunk, modalities, tokenizer.vocab_size)
-        for share in SHARES:
-            documents = [_document(text, image, share, seed, i) for i in range(arguments.documents)]
-            steps = [
-                _step(Parts(tokenizer, modalities, model, objective), documents, seed, arguments.precision)
-                for objective in (IMM(IMMConfig()), FlowMatching(FlowMatchingConfig()))
-            ]
-            repeats = 3 if arguments.quick else arguments.repeats
-            timed = harness.compare(steps[0], steps[1], repeats=repeats, seed=seed)
-            context, state = (
-                sum(lengths) for lengths in zip(*map(span_lengths, documents[0].spans), strict=True)
-            )
-            expected = 1 + state / (context + state) / 3
-            rows.append(
-                {
-                    "seed": seed,
-                    "rho": state / (context + state),
-                    "imm_seconds": timed.a,
-                    "fm_seconds": timed.b,
-                    "imm_over_fm": timed.ratio,
-                    "expected": expected,
-                    "over_expected": timed.ratio.value / expected,
-                    "counted": target_pass_ratio(trunk, context, state, image.channels),
-                }
-            )
-    return rows
+        for case in CASES:
+            for share in SHARES:
+                row = _compare(trunk, case, share, arguments, repeats, seed)
+                rows.append({"checkpointing": case.checkpointing, "copies": case.copies, "seed": seed, **row})
+    return sorted(rows, key=lambda row: (row["copies"], row["checkpointing"] != "none"))
 
 
-def _document(text: Text, image: Image, share: float, seed: int, number: int) -> Document:
-    """Begin, a caption of random tokens, the size, and a picture of which nothing is read: `share` of the tokens."""
-    draw = keyed_numpy("target_pass", seed, number)
-    noisy = SIDE * SIDE
-    caption = round(noisy * (1 - share) / share) - 3  # with begin and the two size tokens: the context
-    ids = torch.from_numpy(draw.integers(text.tokenizer.vocab_size, size=caption))
-    size = image.size_span(SIDE, SIDE, 1 + caption, predicted=False)
-    values = (
-        torch.from_numpy(draw.standard_normal((noisy, image.channels), dtype="float32")) * image.sigma_data
-    )
-    picture = image.span(values, SIDE, SIDE, size.next_position, draw, read=False)
-    # the loss of text costs the same in both steps, and is left out of them
-    caption_span = Span("text", text_positions(1, caption), ids, predicted=False)
-    return Document((text.begin(), caption_span, size, picture))
+def _compare(
+    trunk: TrunkConfig, case: Case, share: float, arguments: Arguments, repeats: int, seed: int
+) -> harness.Row:
+    torch.manual_seed(seed)
+    imm = _parts(trunk, case, IMM(IMMConfig(grouping="within" if case.copies > 1 else "across")))
+    flow = replace(imm, objective=FlowMatching(FlowMatchingConfig()))
+    imm.model.trunk.checkpoint_blocks(case.checkpointing)
+    noisy = SIDE * SIDE * case.copies
+    caption = round(noisy * (1 - share) / share) - AROUND
+    documents = [
+        # the loss of text costs the same in both steps, and is left out of them
+        picture_document(imm, caption, (SIDE, SIDE), keyed_numpy("target_pass", seed, i), predicted=False)
+        for i in range(arguments.documents // case.copies)
+    ]
+    feeds = [_feed(parts, documents, seed) for parts in (imm, flow)]
+    steps = [_step(parts, feed, arguments.precision) for parts, feed in zip((imm, flow), feeds, strict=True)]
+    timed = harness.compare(steps[0], steps[1], repeats=repeats, seed=seed)
+    context, state = document_lengths(documents[0])
+    rho = state / (context + state)
+    expected = 1 + rho / FORWARDS[case.checkpointing]
+    return {
+        "rho": rho,
+        "imm_seconds": timed.a,
+        "fm_seconds": timed.b,
+        "imm_over_fm": timed.ratio,
+        "expected": expected,
+        "over_expected": timed.ratio.value / expected,
+        "counted": _counted(imm, feeds[0].batch, case.checkpointing),
+    }
 
 
-def _step(parts: Parts, documents: list[Document], seed: int, precision: str) -> Callable[[], None]:
-    objective: Objective = parts.objective
-    context, state = (sum(lengths) for lengths in zip(*map(span_lengths, documents[0].spans), strict=True))
+def _counted(parts: Parts, batch: PackedBatch, checkpointing: Checkpointing) -> float:
+    """Operations of a step with a target pass over those of one without."""
+    facts, work = ModelFacts.of(parts.model, parts.modalities, parts.objective), Work.attended(batch)
+    again = recomputed_flops(facts, work) if checkpointing == "full" else 0.0
+    imm, flow = (step_flops(facts, work, target).total + again for target in (True, False))
+    return imm / flow
+
+
+def _parts(trunk: TrunkConfig, case: Case, objective: Objective) -> Parts:
+    tokenizer = load_text_tokenizer("tokenizers/emoji-text")
+    image = {"codec": "pixels", "patch": 2, "copies": case.copies}
+    modalities = build_modalities({"text": {}, "image": image}, tokenizer)
+    return Parts(tokenizer, modalities, Model(trunk, modalities, tokenizer.vocab_size), objective)
+
+
+def _feed(parts: Parts, documents: list[Document], seed: int) -> Feed:
+    context, state = document_lengths(documents[0])
+    objective = parts.objective
     writer = BatchWriter(len(documents), context, state, parts.modalities, grouping=objective.grouping)
     for row, document in enumerate(documents):
         writer.write(row, document)
     batch = writer.finish()
-    noisy = draw_state(batch, parts.modalities, objective, seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return make_feed(batch, draw_state(batch, parts.modalities, objective, seed), "runs", None, seed, 0)
+
+
+def _step(parts: Parts, feed: Feed, precision: str) -> Callable[[], None]:
+    device = default_device()
     parts.model.to(device)
-    feed = Feed(batch, noisy, plan_batch(batch, "runs"), remarks="")
 
     def step() -> None:
         compute_losses(parts, feed, precision, device)["image"].mean().backward()
