@@ -19,21 +19,19 @@ import torch
 from benchmarks import harness
 from mmgen.data.pack import document_lengths
 from mmgen.modalities import build_modalities
-from mmgen.modalities.layout import BatchWriter
 from mmgen.model.model import Model
 from mmgen.model.trunk import Checkpointing, TrunkConfig
 from mmgen.objectives import IMM, FlowMatching, FlowMatchingConfig, IMMConfig, Objective
-from mmgen.objectives.draw import draw_state
 from mmgen.rng import keyed_numpy
 from mmgen.sampling.predict import ModelFacts
-from mmgen.sequence import Document, PackedBatch
+from mmgen.sequence import PackedBatch
 from mmgen.tokenization.text import load_text_tokenizer
-from mmgen.training.feed import Feed, make_feed
+from mmgen.training.feed import Feed
 from mmgen.training.flops import Work, recomputed_flops, step_flops
 from mmgen.training.losses import compute_losses
 from mmgen.training.ranks import default_device
 from mmgen.training.run import Parts
-from mmgen.training.synthetic import AROUND, picture_document
+from mmgen.training.synthetic import AROUND, picture_document, rows_feed
 
 SHARES = (0.2, 0.5, 0.8)
 SIDE = 8  # tokens of a picture's height and width
@@ -102,7 +100,7 @@ def _compare(
         picture_document(imm, caption, (SIDE, SIDE), keyed_numpy("target_pass", seed, i), predicted=False)
         for i in range(arguments.documents // case.copies)
     ]
-    feeds = [_feed(parts, documents, seed) for parts in (imm, flow)]
+    feeds = [rows_feed(parts, documents, "runs", seed) for parts in (imm, flow)]
     steps = [_step(parts, feed, arguments.precision) for parts, feed in zip((imm, flow), feeds, strict=True)]
     timed = harness.compare(steps[0], steps[1], repeats=repeats, seed=seed)
     context, state = document_lengths(documents[0])
@@ -132,16 +130,6 @@ def _parts(trunk: TrunkConfig, case: Case, objective: Objective) -> Parts:
     image = {"codec": "pixels", "patch": 2, "copies": case.copies}
     modalities = build_modalities({"text": {}, "image": image}, tokenizer)
     return Parts(tokenizer, modalities, Model(trunk, modalities, tokenizer.vocab_size), objective)
-
-
-def _feed(parts: Parts, documents: list[Document], seed: int) -> Feed:
-    context, state = document_lengths(documents[0])
-    objective = parts.objective
-    writer = BatchWriter(len(documents), context, state, parts.modalities, grouping=objective.grouping)
-    for row, document in enumerate(documents):
-        writer.write(row, document)
-    batch = writer.finish()
-    return make_feed(batch, draw_state(batch, parts.modalities, objective, seed), "runs", None, seed, 0)
 
 
 def _step(parts: Parts, feed: Feed, precision: str) -> Callable[[], None]:

@@ -3,14 +3,16 @@
 A step takes as long with them as with real documents of these sizes, so a size can be timed before there are data.
 """
 
+from collections.abc import Sequence
 from math import gcd
 
 import numpy as np
 import torch
 
-from mmgen.data.pack import Packer
+from mmgen.data.pack import Packer, document_lengths
 from mmgen.modalities import Image, Text
 from mmgen.modalities.base import text_positions
+from mmgen.modalities.layout import BatchWriter
 from mmgen.model.attention import AttentionBackend
 from mmgen.objectives.draw import draw_state
 from mmgen.rng import keyed_numpy
@@ -81,6 +83,21 @@ def full_feed(config: RunConfig, parts: Parts, backend: AttentionBackend, number
     batch = packer.finish()
     drawn = draw_state(batch, parts.modalities, objective, number)
     return make_feed(batch, drawn, backend, parts.joint, number, number)
+
+
+def rows_feed(parts: Parts, documents: Sequence[Document], backend: AttentionBackend, seed: int = 0) -> Feed:
+    """A batch of a document a row, all of one length, without padding; their noisy copies must make whole groups."""
+    writer = BatchWriter(
+        len(documents),
+        *document_lengths(documents[0]),
+        parts.modalities,
+        grouping=parts.objective.grouping,
+    )
+    for row, document in enumerate(documents):
+        writer.write(row, document)
+    batch = writer.finish()
+    drawn = draw_state(batch, parts.modalities, parts.objective, seed)
+    return make_feed(batch, drawn, backend, parts.joint, seed, 0)
 
 
 def _image(parts: Parts) -> Image:

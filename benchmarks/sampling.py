@@ -1,0 +1,208 @@
+"""Sampling with a cache against the same model without one: latency and throughput over plans, timed in turns.
+
+Without: the prefix is expanded anew in every call of the network, before each refinement step, each finished block and
+each token of text. The answers are the same (`largest_difference` of the pictures' latents; texts have to be equal).
+`speed` is how many times longer the calls without a cache take, `counted` the same of operations: a refinement step
+reads no more than its context, so what a cache saves there is at most that context's share.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from unittest import mock
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from benchmarks import harness
+from mmgen.modalities import build_modalities
+from mmgen.modalities.layout import BatchWriter, span_lengths
+from mmgen.model.attention import plan_attention
+from mmgen.model.model import Model
+from mmgen.model.trunk import TrunkConfig
+from mmgen.objectives import IMM, IMMConfig
+from mmgen.sampling import context as contexts
+from mmgen.sampling.cost import context_flops
+from mmgen.sampling.loops import Output
+from mmgen.sampling.plan import Plan
+from mmgen.sampling.predict import Call, Work
+from mmgen.sampling.probes import Probe
+from mmgen.sampling.sampler import Result, Sampler
+from mmgen.sampling.session import Cache, Session, ToldTarget
+from mmgen.sampling.speed import picture_probes, text_probes
+from mmgen.sequence import Span, move
+from mmgen.tokenization.text import load_text_tokenizer
+from mmgen.training.ranks import default_device
+from mmgen.training.run import load
+
+
+@dataclass(frozen=True)
+class Arguments(harness.Arguments):
+    width: int = 384
+    """Of the large trunk (random weights), with heads of 64 and a feed-forward of three times the width."""
+    num_layers: int = 6
+    """Of the large trunk."""
+    batch_sizes: tuple[int, ...] = (1, 4)
+    """Requests that are drawn together."""
+    prompt_tokens: tuple[int, ...] = (8, 64)
+    """Of each request."""
+    max_tokens: int = 24
+    """Of each text."""
+    repeats: int = 5
+    """Pairs of calls timed for each plan and seed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width < 64 or self.width % 64:
+            raise ValueError(f"width {self.width} must be a multiple of 64, the size of a head")
+        if min(*self.batch_sizes, *self.prompt_tokens, self.max_tokens - 1) < 1:
+            raise ValueError("batch_sizes and prompt_tokens must be at least 1, max_tokens at least 2")
+
+
+class Forgetful(Session):
+    """A session that remembers which spans it has read, and computes from them alone in every call."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self._read: list[list[Span]] = [[] for _ in range(self.rows)]
+
+    def read_all(self, spans: Sequence[Sequence[Span]]) -> Float[Tensor, "R L W"]:
+        before = [sum(span_lengths(span)[0] for span in row) for row in self._read]
+        new = [sum(span_lengths(span)[0] for span in row) for row in spans]
+        for own, more in zip(self._read, spans, strict=True):
+            own += more
+        self.cache = Cache(self.rows, self.cache.capacity, self.device)
+        self.ranks, self._block = [0] * self.rows, 0
+        hidden = super().read_all(self._read)
+        last = hidden.new_zeros(self.rows, max(new), hidden.shape[-1])
+        for row, (start, num) in enumerate(zip(before, new, strict=True)):
+            last[row, :num] = hidden[row, start : start + num]
+        return last
+
+    def forget(self, num_tokens: Sequence[int]) -> None:
+        super().forget(num_tokens)
+        for own, num in zip(self._read, num_tokens, strict=True):
+            while num:
+                span = own.pop()
+                assert span.ids is not None, "what is taken back is text"
+                kept = max(0, len(span) - num)
+                num -= len(span) - kept
+                if kept:
+                    own.append(replace(span, ids=span.ids[:kept], positions=span.positions[:kept]))
+
+    def output(self, spans: Sequence[Span], told_target: ToldTarget) -> Output:
+        writer = BatchWriter(self.rows, self.cache.length, 0, self.modalities)
+        for row, items in enumerate(self._read):
+            writer.begin(row, document=row)
+            for span in items:
+                writer.add(span)
+        stream = move(writer.context, self.device)
+        attend = plan_attention(stream.layout, stream.layout, "dense")
+        refine = super().output(spans, told_target)
+
+        def output(x: Tensor, t: float, s: float) -> Tensor:
+            self.model.expand(stream, attend)  # the keys and values that `refine` reads, once more
+            return refine(x, t, s)
+
+        return output
+
+
+@contextmanager
+def without_cache() -> Iterator[None]:
+    """Within the context samplers compute everything in every call."""
+    with mock.patch.object(contexts, "Session", Forgetful):
+        yield
+
+
+def recomputing_ratio(work: Work) -> float:
+    """Operations without a cache over those with one."""
+
+    def again(call: Call) -> float:
+        """Operations of the prefix, beside what the call does of it anyway."""
+        prefix = call.keys - call.tokens
+        keys = prefix if call.kind == "refine" else call.keys
+        channels = work.facts.all_channels
+        return call.times * context_flops(work.facts.trunk, call.rows * prefix, keys, channels)
+
+    more = sum(again(call) for batch in work.batches for call in batch.calls)
+    return 1 + more / work.cost.flops
+
+
+def measure(arguments: Arguments) -> list[harness.Row]:
+    repeats = 2 if arguments.quick else arguments.repeats
+    rows: list[harness.Row] = []
+    for seed in range(arguments.seeds):
+        for name, sampler in _samplers(arguments, seed).items():
+            for probe in _probes(sampler, arguments):
+                rows.append({"model": name, "seed": seed, **_compare(probe, repeats, seed)})
+    return rows
+
+
+def _samplers(arguments: Arguments, seed: int) -> dict[str, Sampler]:
+    """The shipped model, and a larger one of random weights."""
+    torch.manual_seed(seed)
+    tokenizer = load_text_tokenizer(harness.ROOT / "tokenizers/emoji-text")
+    codec = str(harness.ROOT / "tokenizers/emoji-latents")
+    modalities = build_modalities({"text": {}, "image": {"codec": codec, "patch": 2}}, tokenizer)
+    width, layers = (128, 2) if arguments.quick else (arguments.width, arguments.num_layers)
+    trunk = TrunkConfig(width, layers, width // 64, width // 64, 64, 3 * width)
+    model = Model(trunk, modalities, tokenizer.vocab_size).to(default_device())
+    for head in model.heads.values():  # which start at zero, and would make every picture the same
+        torch.nn.init.normal_(head.weight, std=0.02)
+    large = Sampler(model, modalities, IMM(IMMConfig()))
+    return {
+        "models/emoji": load(harness.ROOT / "models/emoji"),
+        f"random, {model.num_parameters() / 1e6:.0f}M": large,
+    }
+
+
+def _probes(sampler: Sampler, arguments: Arguments) -> list[Probe]:
+    plans = [Plan(steps=1), Plan(steps=8), Plan(steps=4, guidance=2.0), Plan(blocks=4, steps=2)]
+    sizes, prompts = arguments.batch_sizes, arguments.prompt_tokens
+    if arguments.quick:
+        plans, sizes, prompts = plans[-1:], sizes[:1], prompts[:1]
+    return [
+        probe
+        for tokens in prompts
+        for probe in (
+            *picture_probes(sampler, plans, sizes, tokens),
+            *text_probes(sampler, sizes, tokens, arguments.max_tokens),
+        )
+    ]
+
+
+def _compare(probe: Probe, repeats: int, seed: int) -> harness.Row:
+    def forgetful() -> Result:
+        with without_cache():
+            return probe.run()
+
+    cached, again = probe.run(), forgetful()
+    if cached.text != again.text:
+        raise ValueError(f"without a cache other texts were written: {again.text}, not {cached.text}")
+    difference = None
+    if cached.latents is not None and again.latents is not None:
+        difference = float((cached.latents - again.latents).abs().max())
+    timed = harness.compare(forgetful, probe.run, repeats=repeats, warmup=1, seed=seed)
+    made = probe.num if probe.task == "generate" else cached.cost.tokens
+    return {
+        "task": probe.task,
+        "requests": probe.num,
+        "prompt_tokens": probe.prompt_tokens,
+        **(
+            {"blocks": probe.plan.blocks, "steps": probe.plan.steps, "guidance": probe.plan.guidance}
+            if probe.task == "generate"
+            else {"tokens": cached.cost.tokens}
+        ),
+        "latency_ms": 1e3 * timed.b,
+        "per_second": made / timed.b,
+        "gflops_per_second": cached.cost.flops / timed.b / 1e9,
+        "cache_mb": cached.cost.memory / 1e6,
+        "speed": timed.ratio,
+        "counted": recomputing_ratio(probe.work),
+        "largest_difference": difference,
+    }
+
+
+if __name__ == "__main__":
+    harness.run("sampling", Arguments, measure, __doc__)
