@@ -139,7 +139,7 @@ def test_a_compiled_run_trains_alike_and_previews(config: RunConfig, tmp_path: P
 
 
 def test_what_has_other_shapes_in_every_batch_is_not_compiled(config: RunConfig, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"train.compile needs train.attention dense"):
+    with pytest.raises(ValueError, match=r"train.compile needs train.attention dense or flex: runs"):
         train(replace(config, run=str(tmp_path), train=replace(config.train, attention="runs", compile=True)))
 
 

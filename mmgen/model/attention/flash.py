@@ -9,13 +9,13 @@ from mmgen.model.attention.segments import Segments
 
 
 def attend_2(q: Tensor, k: Tensor, v: Tensor, segments: Segments, _: None) -> Tensor:
-    from flash_attn import flash_attn_varlen_func
+    from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
 
     return flash_attn_varlen_func(q, k, v, **_given(segments))
 
 
 def attend_3(q: Tensor, k: Tensor, v: Tensor, segments: Segments, _: None) -> Tensor:
-    from flash_attn_interface import flash_attn_varlen_func
+    from flash_attn_interface import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
 
     out = flash_attn_varlen_func(q, k, v, **_given(segments))
     return out[0] if isinstance(out, tuple) else out  # early ones return the log-sum-exp too

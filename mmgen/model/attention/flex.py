@@ -1,11 +1,12 @@
 """FlexAttention under the rule: a kernel that skips the tiles of the score matrix in which nobody reads anybody.
 
-Which tiles those are follows from the integers at the bounds of tiles and documents; no pair of tokens is looked at. Lengths
-stay as they are from batch to batch, so a kernel is compiled once for each stream.
+Which tiles those are follows from the integers at the bounds of tiles and documents; no pair of tokens is looked at.
+Lengths stay as they are from batch to batch, so a kernel is compiled once for each stream.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ class FlexAttention:
         return FlexAttention(queries, keys, *lists)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _attend(self, q, k, v)
+        return _attend(self, q, k, v) if torch.compiler.is_compiling() else _compiled()(self, q, k, v)
 
     def block_mask(self) -> BlockMask:
         """What torch's kernel takes, which cannot be sent between processes as the tensors in it can."""
@@ -81,9 +82,7 @@ class FlexAttention:
         )
 
 
-@torch.compile(dynamic=False)
 def _attend(plan: FlexAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Compiled even where the block is not: outside of a compiled function torch computes whole rectangles."""
     out = flex_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -93,6 +92,15 @@ def _attend(plan: FlexAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     )
     assert isinstance(out, Tensor)
     return out.transpose(1, 2)
+
+
+@cache
+def _compiled() -> Callable[[FlexAttention, Tensor, Tensor, Tensor], Tensor]:
+    """For blocks that are not compiled, since torch's function then computes whole rectangles.
+
+    Not at the top: the compiler takes seconds to import.
+    """
+    return torch.compile(_attend, dynamic=False)
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,9 @@ def find_tiles(queries: Layout, keys: Layout) -> tuple[Bool[Tensor, "B N M"], Bo
         found = _compare(ours, theirs)
         # segments are in the order of their tiles, each of which has one at least
         starts = [np.flatnonzero(np.diff(each.tile, prepend=-1)) for each in (ours, theirs)]
-        reduced = (np.logical_or.reduceat(np.logical_or.reduceat(x, starts[0]), starts[1], axis=1) for x in found)
+        reduced = (
+            np.logical_or.reduceat(np.logical_or.reduceat(x, starts[0]), starts[1], axis=1) for x in found
+        )
         for into, tiles in zip((some, every), reduced, strict=True):
             into.append(torch.from_numpy(tiles))
     return torch.stack(some), torch.stack(every)
@@ -159,7 +169,9 @@ def _compare(ours: _Segments, theirs: _Segments) -> tuple[np.ndarray, np.ndarray
     query = _Segments(*(values[:, None] for values in vars(ours).values()))
     same_document = query.document == theirs.document
     blocks_meet = (query.first_block <= theirs.last_block) & (theirs.first_block <= query.last_block)
-    one_block = blocks_meet & (query.first_block == query.last_block) & (theirs.first_block == theirs.last_block)
+    one_block = (
+        blocks_meet & (query.first_block == query.last_block) & (theirs.first_block == theirs.last_block)
+    )
     some = (blocks_meet & (query.public == theirs.public)) | (theirs.public & (theirs.lowest < query.highest))
     every = one_block | (theirs.public & (theirs.highest < query.lowest))
     return same_document & some, same_document & every & query.whole & theirs.whole

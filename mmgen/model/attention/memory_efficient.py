@@ -11,7 +11,7 @@ from mmgen.model.attention.segments import Segments
 
 def prepare(segments: Segments) -> Any:
     """xformers' own description of the segments, made once a batch: it is made from lists."""
-    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalFromBottomRightMask, BlockDiagonalMask
+    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalFromBottomRightMask, BlockDiagonalMask  # pyright: ignore[reportMissingImports]
 
     kind = BlockDiagonalCausalFromBottomRightMask if segments.causal else BlockDiagonalMask
     lengths = (starts.diff().tolist() for starts in (segments.query_starts, segments.key_starts))
@@ -20,7 +20,7 @@ def prepare(segments: Segments) -> Any:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, _: Segments, prepared: Any) -> Tensor:
-    from xformers.ops import memory_efficient_attention
+    from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]
 
     k, v = repeat_heads(k, q.shape[-2]), repeat_heads(v, q.shape[-2])
     return memory_efficient_attention(q[None], k[None], v[None], attn_bias=prepared)[0]

@@ -1,9 +1,9 @@
 """The rule as two calls of a variable-length kernel, without a mask: queries are partitioned into segments.
 
-A segment is a run of text, which reads what precedes it in its document in full and itself causally, or a block (clean, or
-a noisy instance), which reads what precedes it and all of itself. So a segment's keys are the public tokens below its first
-rank, then its own. Keys that several segments read are gathered for each. What kernel it is, is none of this file's business:
-see varlen.py, flash.py and memory_efficient.py.
+A segment is a run of text, which reads what precedes it in its document, and itself causally; or a block (clean, or a
+noisy instance), which reads what precedes it and all of itself. So its keys are the public tokens below its first rank,
+then its own; keys that several segments read are gathered for each. The kernels are in varlen.py, flash.py and
+memory_efficient.py.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from mmgen.sequence import PAD, Layout
 
 @dataclass(frozen=True)
 class Segments:
-    """G segments of one kind: flat indices of their queries and keys, end to end, and where each begins and the last ends.
+    """G segments of one kind: flat indices of their queries and keys, end to end, and the bounds of each.
 
     `causal` is bottom-right: the last query of a segment reads all its keys, the one before it all but the last.
     """
@@ -40,8 +40,8 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Segments, Any], Tensor]
 
 @dataclass(frozen=True)
 class SegmentAttention:
-    """`calls` are segments with what the kernel prepared for them; `inverse[b, l]` is where the output of query l of row b
-    stands among theirs, put end to end.
+    """`calls` are segments with what the kernel prepared for them; `inverse[b, l]` is where the output of query l of
+    row b stands among theirs, put end to end.
     """
 
     kernel: Kernel
@@ -65,7 +65,7 @@ class SegmentAttention:
         outputs = []
         for segments, prepared in self.calls:
             # by `embedding`, whose gradient sums the copies of a key in float32
-            gathered = (
+            own, read, values = (
                 F.embedding(index, flat).unflatten(-1, x.shape[-2:])
                 for index, flat, x in (
                     (segments.queries, flat_q, q),
@@ -73,7 +73,7 @@ class SegmentAttention:
                     (segments.keys, flat_v, v),
                 )
             )
-            outputs.append(self.kernel(*gathered, segments, prepared).flatten(1))
+            outputs.append(self.kernel(own, read, values, segments, prepared).flatten(1))
         outputs.append(flat_q.new_zeros(1, flat_q.shape[-1]))
         return F.embedding(self.inverse, torch.cat(outputs)).unflatten(-1, q.shape[-2:])
 

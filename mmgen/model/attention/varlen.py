@@ -1,12 +1,16 @@
-"""torch's own variable-length kernel (flash attention in 16-bit numbers, on a GPU) on the segments of the rule."""
+"""torch's own variable-length kernel (flash attention in 16-bit numbers, on a GPU) on the segments of the rule.
+
+It is imported where it is used, since that takes seconds.
+"""
 
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from mmgen.model.attention.segments import Segments
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments, _: None) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
     out = varlen_attn(
         q,
         k,
