@@ -1,8 +1,9 @@
 """Every attention backend that trains on this device against the dense mask: forward, backward, and making its plan.
 
 Packs are the demo's own batches, and one long document of texts and pictures in turns, at growing lengths and with
-several noisy copies of each picture. What is timed is the attention of both streams of one layer, in turns with dense;
-a plan is made once a batch, whatever the number of layers. `power` is p of seconds ~ length^p, fitted over the lengths.
+several noisy copies of each picture. What is timed is the attention of both streams of one layer, in turns with dense.
+A plan is made once a batch, whatever the number of layers; it is timed for kernels that do not run here too. `power` is
+p of seconds ~ length^p, fitted over the lengths.
 """
 
 import statistics
@@ -29,6 +30,10 @@ from mmgen.training.run import Parts, RunConfig, build
 
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 PICTURE = 64  # tokens of a picture in the long document, and of the text before it
+PLANNED_ANYWHERE: tuple[AttentionBackend, ...] = (
+    "flex",
+    "varlen",
+)  # of the segments' kernels, one stands for all
 Attends = Callable[[], object]
 
 
@@ -65,16 +70,13 @@ def measure(arguments: Arguments) -> list[harness.Row]:
             for length in lengths:
                 packs[f"document of {length}", particles] = _long(parts, length, particles, seed)
         for (name, particles), batch in packs.items():
+            what = {"seed": seed, "pack": name, "particles": particles, **_shape(batch)}
             for backend in backends:
-                rows.append(
-                    {
-                        "seed": seed,
-                        "pack": name,
-                        "particles": particles,
-                        **_shape(batch),
-                        **_times(batch, backend, arguments, device, seed),
-                    }
-                )
+                rows.append({**what, **_times(batch, backend, arguments, device, seed)})
+            for backend in PLANNED_ANYWHERE:
+                if backend not in backends:
+                    seconds = _plan_seconds(batch, backend, arguments, device)
+                    rows.append({**what, "backend": backend, "plan_seconds": seconds})
     return rows + _powers(rows, lengths)
 
 
@@ -133,28 +135,34 @@ def _shape(batch: PackedBatch) -> dict[str, float]:
 def _times(
     batch: PackedBatch, backend: AttentionBackend, arguments: Arguments, device: torch.device, seed: int
 ) -> dict[str, object]:
-    repeats = 3 if arguments.quick else arguments.repeats
+    repeats = _repeats(arguments)
     ours, dense = (_attends(batch, each, arguments, device) for each in (backend, "dense"))
     forward, both = (
         harness.compare(a, b, repeats=repeats, seed=seed) for a, b in zip(ours, dense, strict=True)
     )
-    plans = [
-        statistics.median(
-            harness.seconds(lambda each=each: _planned(batch, each, device)) for _ in range(repeats)
-        )
-        for each in (backend, "dense")
-    ]
     return {
         "backend": backend,
         "forward_seconds": forward.a,
         "forward_over_dense": forward.ratio,
         "with_backward_seconds": both.a,
         "with_backward_over_dense": both.ratio,
-        "plan_seconds": plans[0],
+        "plan_seconds": _plan_seconds(batch, backend, arguments, device),
         "dense_forward_seconds": forward.b,
         "dense_with_backward_seconds": both.b,
-        "dense_plan_seconds": plans[1],
+        "dense_plan_seconds": _plan_seconds(batch, "dense", arguments, device),
     }
+
+
+def _repeats(arguments: Arguments) -> int:
+    return 3 if arguments.quick else arguments.repeats
+
+
+def _plan_seconds(
+    batch: PackedBatch, backend: AttentionBackend, arguments: Arguments, device: torch.device
+) -> float:
+    """Median seconds to plan both streams."""
+    calls = (harness.seconds(lambda: _planned(batch, backend, device)) for _ in range(_repeats(arguments)))
+    return statistics.median(calls)
 
 
 def _planned(batch: PackedBatch, backend: AttentionBackend, device: torch.device):
@@ -213,13 +221,14 @@ def _powers(rows: Sequence[harness.Row], lengths: Sequence[int]) -> list[harness
         own = [row for row in long if (row["backend"], row["particles"]) == (backend, particles)]
         for who, prefix in ((backend, ""), ("dense", "dense_")):
             row: dict[str, object] = {"pack": "growth", "particles": particles, "backend": who}
-            for name in names:
+            for name in (name for name in names if prefix + name in own[0]):
                 slopes = []
                 for seed in dict.fromkeys(each["seed"] for each in own):
                     times = [each[prefix + name] for each in own if each["seed"] == seed]
                     slopes.append(float(np.polyfit(np.log(lengths), np.log(times), 1)[0]))
                 row[name.replace("seconds", "power")] = harness.over_seeds(slopes)
-            found.append(row)
+            if len(row) > 3:
+                found.append(row)
     return found
 
 
