@@ -9,13 +9,12 @@ logits and losses.
 from dataclasses import dataclass
 
 from mmgen.data.pack import PackConfig
+from mmgen.model import vocabulary
 from mmgen.model.joint import JointConfig
 from mmgen.model.time import NUM_FREQUENCIES
 from mmgen.model.trunk import Checkpointing, TrunkConfig
 from mmgen.sampling.predict import ModelFacts
 from mmgen.training.flops import Work
-
-"""What a block keeps for the backward pass: all it needs; its inputs and the outputs of its products; its inputs."""
 
 WIDE = {"bf16": 4, "float32": 4, "float64": 8}
 NARROW = {"bf16": 2, "float32": 4, "float64": 8}
@@ -73,7 +72,7 @@ def saved_bytes(
         blocks=blocks,
         biases=layers * bias_bytes(pack, precision) if masked and checkpointing == "none" else 0.0,
         around=_around(facts, context, state, work, precision, particles, fused_norms),
-        logits=wide * work.labels * (facts.vocab_size + trunk.width)
+        logits=wide * (_kept_logits(work.labels, facts.vocab_size) + work.labels * trunk.width)
         + _joint_saved(facts, work, wide, fused_norms),
     )
 
@@ -117,7 +116,7 @@ def logits_gradient_bytes(facts: ModelFacts, work: Work, precision: str) -> floa
     most = work.labels
     if facts.joint is not None:
         most = max(most, work.windows * _components(facts.joint))
-    return 2 * WIDE[precision] * most * facts.vocab_size
+    return 2 * WIDE[precision] * min(most * facts.vocab_size, vocabulary.HELD)
 
 
 def target_bytes(facts: ModelFacts, pack: PackConfig, precision: str, masked: bool = True) -> float:
@@ -185,10 +184,17 @@ def _joint_saved(facts: ModelFacts, work: Work, wide: int, fused_norms: bool) ->
         return 0.0
     if joint.kind == "chain":
         layer = (7 if fused_norms else 11) * trunk.width + 4 * trunk.ffn_width
-        each = joint.tokens * facts.vocab_size + (joint.tokens - 1) * layer
+        rows, each = work.windows, (joint.tokens - 1) * layer
     else:
-        each = joint.tokens * (_components(joint) * (facts.vocab_size + trunk.width) + 2 * joint.rank)
-    return wide * work.windows * (each + trunk.width)
+        rows = work.windows * _components(joint)
+        each = joint.tokens * (_components(joint) * trunk.width + 2 * joint.rank)
+    logits = joint.tokens * _kept_logits(rows, facts.vocab_size)
+    return wide * (logits + work.windows * (each + trunk.width))
+
+
+def _kept_logits(rows: float, vocab_size: int) -> float:
+    """Logits that wait for their backward pass: all of a call, or none where they are made a part at a time."""
+    return rows * vocab_size if rows * vocab_size <= vocabulary.HELD else 0.0
 
 
 def _components(joint: JointConfig) -> int:
