@@ -25,6 +25,7 @@ from mmgen.model.joint import (
     build_joint_head,
 )
 from mmgen.model.trunk import TrunkConfig
+from mmgen.model.vocabulary import Vocabulary
 from mmgen.sampling.verify import acceptance
 
 TRUNK = TrunkConfig(width=8, ffn_width=16)
