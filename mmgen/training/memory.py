@@ -48,12 +48,13 @@ def saved_bytes(
     checkpointing: Checkpointing = "none",
     particles: int = 0,
     fused_norms: bool = True,
+    masked: bool = True,
 ) -> Saved:
     """Of a batch of `pack`'s shape; of `work` the real state tokens, instances, labels and windows count.
 
     `particles` M of an objective that compares groups, whose distances are saved (and whose target pass hands its
     state to every checkpointed block); 0 for others. `fused_norms`: torch has them on a GPU; on a CPU its norms also
-    save what they normalized.
+    save what they normalized. `masked`: attention takes a mask of all pairs, as `dense` does and no other.
     """
     trunk, narrow, wide = facts.trunk, NARROW[precision], WIDE[precision]
     context, state = pack.rows * pack.context_length, pack.rows * pack.state_length
@@ -69,7 +70,7 @@ def saved_bytes(
     return Saved(
         casts=narrow * cast_parameters(facts) if narrow < wide else 0.0,
         blocks=blocks,
-        biases=layers * bias_bytes(pack, precision) if checkpointing == "none" else 0.0,
+        biases=layers * bias_bytes(pack, precision) if masked and checkpointing == "none" else 0.0,
         around=_around(facts, context, state, work, precision, particles, fused_norms),
         logits=wide * (_kept_logits(work.labels, facts.vocab_size) + work.labels * trunk.width)
         + _joint_saved(facts, work, wide, fused_norms),
@@ -118,16 +119,20 @@ def logits_gradient_bytes(facts: ModelFacts, work: Work, precision: str) -> floa
     return 2 * WIDE[precision] * min(most * facts.vocab_size, vocabulary.HELD)
 
 
-def target_bytes(facts: ModelFacts, pack: PackConfig, precision: str) -> float:
+def target_bytes(facts: ModelFacts, pack: PackConfig, precision: str, masked: bool = True) -> float:
     """What the target pass holds while a block computes it: its own state, keys and values, and the widest product."""
     trunk, narrow, wide = facts.trunk, NARROW[precision], WIDE[precision]
     context, state = pack.rows * pack.context_length, pack.rows * pack.state_length
     heads = trunk.num_heads * trunk.head_dim
-    attention = narrow * (2 * heads * (context + state) + 2 * heads * state) + bias_bytes(pack, precision)
+    attention = narrow * (2 * heads * (context + state) + 2 * heads * state)
+    if masked:
+        attention += bias_bytes(pack, precision)
     return 3 * wide * trunk.width * state + max(attention, 3 * narrow * trunk.ffn_width * state)
 
 
-def working_bytes(facts: ModelFacts, pack: PackConfig, precision: str, checkpointing: Checkpointing) -> float:
+def working_bytes(
+    facts: ModelFacts, pack: PackConfig, precision: str, checkpointing: Checkpointing, masked: bool = True
+) -> float:
     """What the backward pass of a block holds beside what was saved: gradients, and what it computes again."""
     trunk, narrow, wide = facts.trunk, NARROW[precision], WIDE[precision]
     context, state = pack.rows * pack.context_length, pack.rows * pack.state_length
@@ -136,7 +141,8 @@ def working_bytes(facts: ModelFacts, pack: PackConfig, precision: str, checkpoin
     )
     if checkpointing == "none":
         return gradients
-    return gradients + block_bytes(facts, pack, precision) + bias_bytes(pack, precision)
+    masks = bias_bytes(pack, precision) if masked else 0.0
+    return gradients + block_bytes(facts, pack, precision) + masks
 
 
 def cast_parameters(facts: ModelFacts) -> float:
