@@ -14,7 +14,7 @@ from mmgen.modalities import Modality
 from mmgen.model.attention import Attend, AttentionBackend, plan_attention
 from mmgen.model.joint import JointConfig, build_joint_head
 from mmgen.model.time import Modulation, TimeEmbedding, modulate
-from mmgen.model.trunk import KeyValue, Trunk, TrunkConfig
+from mmgen.model.trunk import KeyValue, Past, Trunk, TrunkConfig
 from mmgen.model.vocabulary import Vocabulary
 from mmgen.sequence import Layout, PackedBatch, Stream
 
@@ -80,7 +80,7 @@ class Model(nn.Module):
         self.joint_head = None if joint is None else build_joint_head(joint, config)
 
     def expand(
-        self, stream: Stream, attend: Attend, past: Sequence[KeyValue] | None = None
+        self, stream: Stream, attend: Attend, past: Sequence[Past] | None = None
     ) -> tuple[Float[Tensor, "B L W"], list[KeyValue]]:
         """Clean tokens: final hidden states (see `logits`), and the keys and values for later tokens to read."""
         hidden, kvs = self.trunk.expand(
