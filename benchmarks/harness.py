@@ -45,7 +45,16 @@ from mmgen.sampling.calibration import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "numpy", "transformers", "diffusers", "webdataset", "scikit-learn", "wandb")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "transformers",
+    "diffusers",
+    "transfusion-pytorch",
+    "webdataset",
+    "scikit-learn",
+    "wandb",
+)
 
 Row = Mapping[str, Any]
 

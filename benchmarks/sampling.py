@@ -72,7 +72,7 @@ class Forgetful(Session):
         new = [sum(span_lengths(span)[0] for span in row) for row in spans]
         for own, more in zip(self._read, spans, strict=True):
             own += more
-        self.cache = Cache(self.rows, self.cache.capacity, self.device)
+        self.cache = Cache(self.rows, self.cache.capacity, len(self.cache.layers), self.device)
         self.ranks, self._block = [0] * self.rows, 0
         hidden = super().read_all(self._read)
         last = hidden.new_zeros(self.rows, max(new), hidden.shape[-1])
@@ -148,8 +148,8 @@ def _samplers(arguments: Arguments, seed: int) -> dict[str, Sampler]:
     width, layers = (128, 2) if arguments.quick else (arguments.width, arguments.num_layers)
     trunk = TrunkConfig(width, layers, width // 64, width // 64, 64, 3 * width)
     model = Model(trunk, modalities, tokenizer.vocab_size).to(default_device())
-    for head in model.heads.values():  # which start at zero, and would make every picture the same
-        torch.nn.init.normal_(head.weight, std=0.02)
+    for parameter in model.heads.parameters():  # which start at zero, and would make every G the same
+        torch.nn.init.normal_(parameter, std=0.02)
     large = Sampler(model, modalities, IMM(IMMConfig()))
     return {
         "models/emoji": load(harness.ROOT / "models/emoji"),

@@ -183,7 +183,7 @@ def _step(axis: Axis, length: int, seed: int) -> tuple[Callable[[], object], flo
     caption = {"context": length, "pictures": CAPTION + AROUND, "particles": CONTEXT}[axis] - AROUND
     draw = keyed_numpy("training_step", seed)
     document = picture_document(stepper.parts, caption, (SIDE, SIDE), draw, pictures)
-    feeds = [rows_feed(stepper.parts, [document], stepper.backend, seed)]
+    feeds = [rows_feed(stepper.parts, [document], stepper.attention.backend, seed)]
     return lambda: stepper.take(0, feeds), stepper.flops(feeds)
 
 

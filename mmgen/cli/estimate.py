@@ -103,7 +103,7 @@ def _show(found: Estimate, cluster: Cluster, args: Arguments, path: str) -> None
         rows.append(("recomputed", "", si(found.recomputed)))
     if found.muon:
         rows.append(("Muon, a shard group", "", si(found.muon)))
-    print_table(console, ("FLOPs of a step", "attended", "computed"), rows)
+    print_table(console, ("FLOPs of a step", "attended", f"computed ({found.attention})"), rows)
     memory = [
         (name, f"{value / 1e9:.2f}") for name, value in dataclasses.asdict(found.memory).items() if value
     ]

@@ -26,4 +26,5 @@ def rotate(x: Float[Tensor, "B L H E"], cos: Tensor, sin: Tensor) -> Float[Tenso
     """x turned by the angles; halves are paired (j with j + E/2), as in Qwen3."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+    return torch.cat(turned, dim=-1)

@@ -11,7 +11,7 @@ heads, E head dim, I instances, N blocks.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +25,18 @@ from mmgen.model.time import TimeConditioning
 
 KeyValue = tuple[Float[Tensor, "B L K E"], Float[Tensor, "B L K E"]]
 
+
+class Growing(Protocol):
+    """A block's part of a cache that is written in place. Never under a gradient: it holds what was written last."""
+
+    def extend(self, k: Float[Tensor, "B L K E"], v: Float[Tensor, "B L K E"], /) -> KeyValue:
+        """Takes in the keys and values of new tokens, and returns all that there are."""
+        ...
+
+
+Past = KeyValue | Growing
+"""what came before the tokens that a block reads"""
+
 Checkpointing = Literal["none", "selective", "full"]
 # What selective checkpointing keeps: the results of matrix products and of attention, which cost most to make again.
 _KEPT = [
@@ -34,6 +46,7 @@ _KEPT = [
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.higher_order.flex_attention,  # seen in compiled blocks alone
 ]
 
 
@@ -78,10 +91,21 @@ class RMSNorm(nn.RMSNorm):
     """Computed in float32 at least whatever comes in, and the weights are (in bfloat16 where ranks share them so)."""
 
     def forward(self, x: Float[Tensor, "... W"]) -> Float[Tensor, "... W"]:
+        if x.dtype == self.weight.dtype and x.dtype in (torch.float32, torch.float64):
+            return super().forward(x)
         # torch has no fused norm for two dtypes
         wide = torch.promote_types(x.dtype, torch.float32)
         normed = nn.functional.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps)
         return normed.to(x.dtype)
+
+
+def _joined(past: Past | None, k: Tensor, v: Tensor) -> KeyValue:
+    """What is read: what came before, and the tokens' own."""
+    if past is None:
+        return k, v
+    if isinstance(past, tuple):
+        return torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
+    return past.extend(k, v)
 
 
 class Attention(nn.Module):
@@ -96,14 +120,14 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
 
     def forward(
-        self, x: Float[Tensor, "B L W"], rope: tuple[Tensor, Tensor], attend: Attend, past: KeyValue | None
+        self, x: Float[Tensor, "B L W"], rope: tuple[Tensor, Tensor], attend: Attend, past: Past | None
     ) -> tuple[Float[Tensor, "B L W"], KeyValue]:
         x = narrow(x)
         q, k, v = (
-            proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
+            proj(x).view(*x.shape[:-1], -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
-        keys, values = (k, v) if past is None else (torch.cat([past[0], k], 1), torch.cat([past[1], v], 1))
+        keys, values = _joined(past, k, v)
         return self.o_proj(attend(q, keys, values).flatten(-2)), (k, v)
 
 
@@ -143,7 +167,7 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
         self.state_mlp = FeedForward(config) if config.state_ffn else None
 
-    def expand(self, x: Tensor, inputs: Inputs, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
+    def expand(self, x: Tensor, inputs: Inputs, past: Past | None) -> tuple[Tensor, KeyValue]:
         attended, kv = self.self_attn(self.input_layernorm(x), inputs.rope, inputs.attend, past)
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), kv
@@ -169,7 +193,7 @@ class Block(nn.Module):
         state: Tensor | None,
         context_inputs: Inputs | None,
         state_inputs: Inputs | None,
-        past: KeyValue | None,
+        past: Past | None,
         target: Tensor | None = None,
         target_inputs: Inputs | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, KeyValue | None]:
@@ -190,7 +214,7 @@ class Block(nn.Module):
         context, state, kv = both(context, state, context_inputs, state_inputs, past)
         if target is not None:
             reads = kv if kv is not None else past
-            assert target_inputs is not None and state is not None and reads is not None
+            assert target_inputs is not None and state is not None and isinstance(reads, tuple)
             # Outside of what is computed again in the backward pass, which has no use for it. After the student:
             # autocast keeps a weight's cast for all who use it, and the student's gradient must not go through one
             # that was made here.
@@ -204,7 +228,7 @@ class Block(nn.Module):
         state: Tensor | None,
         context_inputs: Inputs | None,
         state_inputs: Inputs | None,
-        past: KeyValue | None,
+        past: Past | None,
     ) -> tuple[Tensor | None, Tensor | None, KeyValue | None]:
         kv = None
         if context is not None:
@@ -212,7 +236,9 @@ class Block(nn.Module):
             context, kv = self.expand(context, context_inputs, past)
         if state is not None:
             reads = kv if kv is not None else past
-            assert state_inputs is not None and reads is not None, "a state is refined against a context"
+            assert state_inputs is not None and isinstance(reads, tuple), (
+                "a state is refined against a context"
+            )
             state = self.refine(state, state_inputs, reads)
         return context, state, kv
 
@@ -245,7 +271,7 @@ class Trunk(nn.Module):
         return Inputs(rope, attend, modulation, instance)
 
     def expand(
-        self, x: Float[Tensor, "B L W"], inputs: Inputs, past: Sequence[KeyValue] | None = None
+        self, x: Float[Tensor, "B L W"], inputs: Inputs, past: Sequence[Past] | None = None
     ) -> tuple[Float[Tensor, "B L W"], list[KeyValue]]:
         """Hidden states of clean tokens before the final norm, and every block's keys and values of them."""
         kvs: list[KeyValue] = []

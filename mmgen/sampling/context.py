@@ -79,7 +79,7 @@ class Context:
     @property
     def lengths(self) -> list[int]:
         """Tokens that each row has read."""
-        return self.session.cache.lengths.tolist()
+        return self.session.cache.lengths
 
     @property
     def device(self) -> torch.device:

@@ -162,7 +162,9 @@ def tempered(logits: Float[Tensor, "... V"], temperature: float, top_p: float) -
     The nucleus is the fewest likeliest tokens whose probabilities reach top_p. Temperature 0 takes the likeliest one.
     """
     if temperature == 0:
-        return plain(torch.full_like(logits, -torch.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0))
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        nothing = torch.full_like(logits, -torch.inf, dtype=wide)
+        return nothing.scatter_(-1, logits.argmax(-1, keepdim=True), 0.0)
     log_probs = plain(logits / temperature)
     if top_p == 1:
         return log_probs

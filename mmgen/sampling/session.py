@@ -6,9 +6,10 @@ token of no document, which the mask rule hides.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from mmgen.modalities import Modality
@@ -22,23 +23,50 @@ from mmgen.sequence import PAD, Layout, Span, move
 ToldTarget = Callable[[Tensor, Tensor], Tensor]
 
 
+class Layer:
+    """One block's keys and values, in tensors [rows, capacity, K, E] that the first to be written allocate."""
+
+    def __init__(self, cache: "Cache") -> None:
+        self.cache = cache
+        self.kv: KeyValue | None = None
+
+    def extend(self, k: Float[Tensor, "R L K E"], v: Float[Tensor, "R L K E"]) -> KeyValue:
+        """Writes those of the tokens that the cache has made room for; returns all that it holds."""
+        if self.kv is None:
+            # a head's keys side by side in memory, as its query takes them
+            num_heads, dim = k.shape[2:]
+            shape = len(k), num_heads, self.cache.capacity, dim
+            self.kv = k.new_zeros(shape).transpose(1, 2), v.new_zeros(shape).transpose(1, 2)
+        for own, new in zip(self.kv, (k, v), strict=True):
+            self.cache.write(own, new)
+        return self.past
+
+    @property
+    def past(self) -> KeyValue:
+        assert self.kv is not None, "something was read"
+        k, v = self.kv
+        return k[:, : self.cache.length], v[:, : self.cache.length]
+
+
 class Cache:
-    """Keys and values of what was read, in tensors allocated once [rows, capacity, K, E], and their layout.
+    """Keys and values of what was read, written in place into tensors that are allocated once, and their layout.
 
     Each row's tokens stand together from the left: `lengths` of them, of `length` at most.
     """
 
-    def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
+    def __init__(self, rows: int, capacity: int, num_layers: int, device: torch.device) -> None:
         self.capacity = capacity
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.kvs: list[KeyValue] = []
+        self.lengths = [0] * rows
+        self.layers = [Layer(self) for _ in range(num_layers)]
+        self._place: tuple[Any, ...] = ()  # where what is read now stands, and which of it is of a document
+        self._taken: tuple[Any, ...] = ()
         pad = torch.full((rows, capacity), PAD, device=device)
         public = torch.zeros(rows, capacity, dtype=torch.bool, device=device)
         self._layout = Layout(pad, pad.clone(), pad.clone(), public)
 
     @property
     def length(self) -> int:
-        return int(self.lengths.max())
+        return max(self.lengths)
 
     @property
     def layout(self) -> Layout:
@@ -46,33 +74,47 @@ class Cache:
         own = self._layout
         return Layout(own.document[:, here], own.block[:, here], own.rank[:, here], own.public[:, here])
 
-    def append(self, kvs: Sequence[KeyValue], layout: Layout) -> None:
-        """Adds the tokens of `layout` that are of a document; each row's come first in it."""
-        row, column = (layout.document != PAD).nonzero(as_tuple=True)
-        place = row, self.lengths[row] + column
-        self.lengths = self.lengths + (layout.document != PAD).sum(1)
-        assert self.length <= self.capacity, "a cache is made large enough for its plan"
-        if not self.kvs:
-            shape = (len(self.lengths), self.capacity, *kvs[0][0].shape[2:])
-            self.kvs = [(k.new_zeros(shape), v.new_zeros(shape)) for k, v in kvs]
-        for own, new in zip(self.kvs, kvs, strict=True):
-            for mine, made in zip(own, new, strict=True):
-                mine[place] = made[row, column]
-        for name in ("document", "block", "rank", "public"):
-            getattr(self._layout, name)[place] = getattr(layout, name)[row, column]
+    def make_room(self, layout: Layout, num_tokens: Sequence[int]) -> None:
+        """Appends the layout of new tokens, the first `num_tokens` of each row; the rest is padding.
 
-    def truncate(self, lengths: Int[Tensor, "R"]) -> None:
+        The layers' `extend` then writes their keys and values.
+        """
+        first, longest = self.lengths, layout.shape[1]
+        self.lengths = [held + num for held, num in zip(first, num_tokens, strict=True)]
+        assert self.length <= self.capacity, "a cache is made large enough for its plan"
+        if (
+            len({*first}) == 1 and min(num_tokens) == longest
+        ):  # no row is apart from the others: a copy of whole rows
+            self._place, self._taken = (slice(None), slice(first[0], self.length)), (slice(None),)
+        else:
+            spans = [
+                (row, start, num) for row, (start, num) in enumerate(zip(first, num_tokens, strict=True))
+            ]
+            row = torch.tensor([row for row, _, num in spans for _ in range(num)])
+            column = torch.tensor([i for _, _, num in spans for i in range(num)])
+            start = torch.tensor(first)[row]
+            row, column, start = (x.to(layout.document.device) for x in (row, column, start))
+            self._place, self._taken = (row, start + column), (row, column)
+        for name in ("document", "block", "rank", "public"):
+            self.write(getattr(self._layout, name), getattr(layout, name))
+
+    def write(self, own: Tensor, new: Tensor) -> None:
+        """Into a tensor [rows, capacity, ...] what is new in one [rows, L, ...]."""
+        own[self._place] = new[self._taken]
+
+    def truncate(self, lengths: Sequence[int]) -> None:
         """Forgets what each row has beyond its new length."""
-        self.lengths = lengths
-        beyond = torch.arange(self.capacity, device=lengths.device) >= lengths[:, None]
-        self._layout.document[beyond] = PAD
+        for row, (new, old) in enumerate(zip(lengths, self.lengths, strict=True)):
+            if new < old:
+                self._layout.document[row, new:old] = PAD
+        self.lengths = list(lengths)
 
     def past(self) -> list[KeyValue]:
-        return [(k[:, : self.length], v[:, : self.length]) for k, v in self.kvs]
+        return [layer.past for layer in self.layers]
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for pair in self.kvs for tensor in pair)
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer.kv or ())
 
 
 class Session:
@@ -82,7 +124,7 @@ class Session:
         self.model = model
         self.modalities = modalities
         self.device = next(model.parameters()).device
-        self.cache = Cache(rows, capacity, self.device)
+        self.cache = Cache(rows, capacity, model.config.num_layers, self.device)
         self.rows = rows
         self.ranks = [0] * rows
         self.positions = [0] * rows
@@ -109,18 +151,17 @@ class Session:
                 self.positions[row] = span.next_position
         self._block = writer.block
         stream = move(writer.context, self.device)
-        keys = Layout.concat([self.cache.layout, stream.layout])
-        attend = plan_attention(stream.layout, keys, "dense")
-        hidden, kvs = self.model.expand(stream, attend, self.cache.past() or None)
-        self.cache.append(kvs, stream.layout)
-        return hidden
+        self.cache.make_room(stream.layout, lengths)
+        attend = plan_attention(stream.layout, self.cache.layout, "dense")
+        return self.model.expand(stream, attend, self.cache.layers)[0]
 
     def forget(self, num_tokens: Sequence[int]) -> None:
         """Takes back the last tokens of each row; they are of text."""
         for row, num in enumerate(num_tokens):
             self.ranks[row] -= num
             self.positions[row] -= num
-        self.cache.truncate(self.cache.lengths - torch.tensor(num_tokens, device=self.device))
+        held = self.cache.lengths
+        self.cache.truncate([length - num for length, num in zip(held, num_tokens, strict=True)])
 
     def output(self, spans: Sequence[Span], told_target: ToldTarget) -> Output:
         """G(x, t, s | what each row has read), for one noisy span a row at the row's present rank; x is [R, S, D]."""

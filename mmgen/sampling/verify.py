@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmgen.model.joint import Drawn, JointHead, Law, Vocabulary, invert
+from mmgen.model.joint import Drawn, JointHead, Law, invert
+from mmgen.model.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,10 @@ def speculate(
             drawn = head.start(hidden, vocabulary, law).extend(token).draw(uniform[:, :num_drafted])
         logits, states = decoder.advance(torch.cat([token[:, None], drawn.tokens], 1))
         p = law(logits.double()).exp()
-        verdict = verify(drawn, p, uniform[:, num_drafted:])
-        if not lossless:
-            kept = torch.full_like(verdict.kept, num_drafted)
-            verdict = Verdict(kept, invert(p[:, -1], uniform[:, -1]))
+        if lossless and num_drafted:
+            verdict = verify(drawn, p, uniform[:, num_drafted:])
+        else:
+            verdict = Verdict(torch.full_like(token, num_drafted), invert(p[:, -1], uniform[:, -1]))
         before = torch.tensor([row in running for row in range(len(rows))], device=token.device)
         decoder.truncate((1 + verdict.kept).where(before, 0))
         for row in running:

@@ -193,7 +193,7 @@ def _real(stepper: Stepper, part: Part) -> Iterator[list[Feed]]:
         build_loaders(config.data, parts.modalities, config.seed, parts.objective.grouping),
         parts.objective,
         config.seed,
-        stepper.backend,
+        stepper.attention.backend,
         step=0,
         total_steps=config.train.steps,
         workers=config.train.workers,
@@ -206,4 +206,6 @@ def _real(stepper: Stepper, part: Part) -> Iterator[list[Feed]]:
 
 def _synthetic(stepper: Stepper, part: Part) -> Iterator[list[Feed]]:
     """The same made-up batch for all: its tokens decide no time."""
-    return repeat([full_feed(stepper.config, stepper.parts, stepper.backend, part.rank)] * part.num_own)
+    return repeat(
+        [full_feed(stepper.config, stepper.parts, stepper.attention.backend, part.rank)] * part.num_own
+    )

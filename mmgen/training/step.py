@@ -54,14 +54,15 @@ class Taken:
 class Stepper:
     """A run's model, averages and optimizer on this rank, and the step that changes them.
 
-    Raises ValueError where the configuration cannot be trained so: compiled with another attention than dense, or
-    copies that do not divide the ranks.
+    Raises ValueError where the configuration cannot be trained so: an attention that cannot compute here or cannot be
+    compiled, or copies that do not divide the ranks.
     """
 
     def __init__(self, config: RunConfig, parts: Parts, ranks: Ranks) -> None:
         self.config, self.parts, self.ranks = config, parts, ranks
-        self.backend: AttentionBackend = choose_backend(config.train.attention, ranks.device)
-        self.model = _prepare(parts, config, self.backend, ranks)
+        train, head_dim = config.train, config.model.head_dim
+        self.attention = choose_backend(train.attention, ranks.device, head_dim, train.precision)
+        self.model = _prepare(parts, config, self.attention.backend, ranks)
         self.emas = {name: Ema(self.model, decay) for name, decay in config.train.averages().items()}
         self.optimizer = build_optimizer(self.model, config.optim)
         self.guard = FiniteGuard(config.train.skip_budget)
@@ -73,7 +74,7 @@ class Stepper:
         where = f"{ranks.num_ranks} x {ranks.device.type}" if ranks.num_ranks > 1 else ranks.device.type
         return (
             f"{self.parts.model.num_parameters() / 1e6:.2f}M parameters, {self.config.objective.name}, "
-            f"{train.precision}, {self.backend} attention, on {where}"
+            f"{train.precision}, {self.attention.backend} attention ({self.attention.why}), on {where}"
         )
 
     def tensors(self) -> dict[str, Any]:
@@ -140,9 +141,9 @@ def _prepare(parts: Parts, config: RunConfig, backend: AttentionBackend, ranks: 
     freeze(model, config.optim)
     model.trunk.checkpoint_blocks(config.train.checkpointing)
     if config.train.compile:
-        if backend != "dense":
+        if backend not in ("dense", "flex"):
             raise ValueError(
-                "train.compile needs train.attention dense: runs have other shapes in every batch"
+                f"train.compile needs train.attention dense or flex: {backend} has other shapes in every batch"
             )
         model.trunk.compile_blocks()
     if ranks.num_ranks > 1:

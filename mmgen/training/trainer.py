@@ -98,7 +98,7 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
         loaders,
         parts.objective,
         config.seed,
-        stepper.backend,
+        stepper.attention.backend,
         step=step,
         total_steps=num_steps,
         workers=config.train.workers,

@@ -46,7 +46,6 @@ def test_nothing_but_the_operations_changes(task, plan: Plan, sampler: Sampler) 
     if cached.latents is not None and again.latents is not None:
         torch.testing.assert_close(again.latents, cached.latents, rtol=0, atol=1e-9)
     ratio = recomputing_ratio(probe.work)
-    # a refinement without a cache expands for keys and values alone what torch counts whole, and here too
     assert many / few == pytest.approx(ratio, rel=1e-6) and ratio > 1.2
     assert operations(probe.run)[1] == few, "afterwards there is a cache again"
 

@@ -21,10 +21,9 @@ def test_powers_of_known_growth() -> None:
 @pytest.mark.parametrize(
     ("axis", "expected"),
     [
-        # operations of noisy copies are the same each, beside one context; of pictures each reads those before it
-        ("context", (1.0, 1.9)),
-        ("pictures", (1.0, 1.9)),
-        ("particles", (0.05, 0.9)),
+        ("context", (0.8, 1.0)),  # beside a picture that does not grow
+        ("pictures", (1.0, 1.5)),  # each reads those before it
+        ("particles", (0.05, 0.9)),  # of one context
     ],
 )
 def test_steps_of_an_axis_grow_as_their_documents_do(axis, expected: tuple[float, float]) -> None:

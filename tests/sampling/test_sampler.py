@@ -180,7 +180,7 @@ def test_tokens_that_are_taken_back_leave_no_trace():
             [*row, *(parts["text"].span([token], len(row) + i, predicted=False) for i, token in enumerate(tokens[:n]))]
             for row, n in zip(rows, kept, strict=True)
         ]  # fmt: skip
-    assert session.cache.lengths.tolist() == [4, 4, 2]
+    assert session.cache.lengths == [4, 4, 2]
     last = read_ids(session, [[7, 8]] * 3)
     for row, spans in enumerate(rows):
         fresh = Session(net, parts, 1, 8)
