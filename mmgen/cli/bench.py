@@ -16,7 +16,6 @@ from mmgen.evaluation.tradeoff import TradeoffConfig
 from mmgen.modalities import bands
 from mmgen.sampling.calibration import Machine
 from mmgen.sampling.speed import SamplingSpeed, measure_sampling, picture_probes, text_probes
-from mmgen.training.ranks import current_rank
 from mmgen.training.run import RunConfig, load
 from mmgen.training.speed import TrainingSpeed, measure_training
 
@@ -100,11 +99,12 @@ def _train(argv: Sequence[str]) -> int:
     args = parse(Train, own, prog)
     config = parse_overrides(RunConfig, load_yaml(path, RunConfig), others, f"{prog} {path}")
     found = measure_training(config, args.steps, args.warmup, args.synthetic)
-    if current_rank() == 0:
-        if args.json:
-            print(json.dumps(_training_record(found, args, path), indent=1))
-        else:
-            _show_training(found, args, path)
+    if found is None:  # the first rank tells
+        return 0
+    if args.json:
+        print(json.dumps(_training_record(found, args, path), indent=1))
+    else:
+        _show_training(found, args, path)
     return 0
 
 

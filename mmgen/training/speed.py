@@ -86,8 +86,8 @@ class TrainingSpeed:
 
 def measure_training(
     config: RunConfig, steps: int = 20, warmup: int = 5, synthetic: bool = False
-) -> TrainingSpeed:
-    """Times `steps` steps of a fresh model after `warmup` others, then a few in parts.
+) -> TrainingSpeed | None:
+    """Times `steps` steps of a fresh model after `warmup` others, then a few in parts; None on ranks but the first.
 
     `synthetic`: on full rows of made-up documents, so that neither data, tokenizer nor autoencoder need be there. Under
     torchrun all its processes train together. Raises ValueError where the configuration cannot be trained, and
@@ -96,7 +96,8 @@ def measure_training(
     if steps < 1 or warmup < 0:
         raise ValueError(f"steps {steps} must be at least 1, warmup {warmup} at least 0")
     with joined() as ranks:
-        return _measure(config, steps, warmup, synthetic, ranks)
+        found = _measure(config, steps, warmup, synthetic, ranks)
+        return found if ranks.rank == 0 else None
 
 
 def _measure(config: RunConfig, steps: int, warmup: int, synthetic: bool, ranks: Ranks) -> TrainingSpeed:
@@ -109,7 +110,7 @@ def _measure(config: RunConfig, steps: int, warmup: int, synthetic: bool, ranks:
     batches = _synthetic(stepper, part) if synthetic else _real(stepper, part)
     _steps(stepper, batches, range(warmup))
     timed = _steps(stepper, batches, range(warmup, warmup + steps))
-    clock = Clock(ranks.device)
+    clock = _Clock(ranks.device)
     last = _steps(stepper, batches, range(warmup + steps, warmup + steps + min(steps, MOST_IN_PARTS)), clock)
     named = {"data": sum(step.wait for step in last), **clock.seconds}
     named["other"] = sum(step.seconds for step in last) - sum(named.values())
@@ -144,7 +145,7 @@ def _steps(
 ) -> list[_Step]:
     """Takes steps one after the other, as training does: the device is waited for only at both ends of them all."""
     found = []
-    wait_for(stepper.ranks.device)
+    _wait_for(stepper.ranks.device)
     begin = time.perf_counter()
     for number in numbers:
         feeds = next(batches)
@@ -157,14 +158,14 @@ def _steps(
                 "what it takes says nothing"
             )
         if number == numbers[-1]:
-            wait_for(stepper.ranks.device)
+            _wait_for(stepper.ranks.device)
         end = time.perf_counter()
         found.append(_Step(end - begin, ready - begin, taken.seen, flops))
         begin = end
     return found
 
 
-class Clock:
+class _Clock:
     """Seconds within named parts, the device waited for before and after each."""
 
     def __init__(self, device: torch.device) -> None:
@@ -173,14 +174,14 @@ class Clock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        wait_for(self.device)
+        _wait_for(self.device)
         begin = time.perf_counter()
         yield
-        wait_for(self.device)
+        _wait_for(self.device)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 
 
-def wait_for(device: torch.device) -> None:
+def _wait_for(device: torch.device) -> None:
     """Returns once the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

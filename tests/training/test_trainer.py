@@ -210,6 +210,7 @@ def test_a_window_of_steps_is_profiled(config: RunConfig, tmp_path: Path):
     events = json.loads(path.read_text())["traceEvents"]
     steps = {event["name"] for event in events if str(event.get("name", "")).startswith("ProfilerStep")}
     assert len(steps) == 2 and any(event.get("name") == "aten::mm" for event in events)
+    assert {"forward", "backward", "optimizer"} <= {event.get("name") for event in events}
     with pytest.raises(ValueError, match="past step 2 already"):
         again = replace(short, log=LogConfig(profile=(2, 3)), train=replace(config.train, steps=6))
         train(again, resume=True)
