@@ -2,8 +2,7 @@
 
 Without: the prefix is expanded anew in every call of the network, before each refinement step, each finished block and
 each token of text. The answers are the same (`largest_difference` of the pictures' latents; texts have to be equal).
-`speed` is how many times longer the calls without a cache take, `counted` the same of operations: a refinement step
-reads no more than its context, so what a cache saves there is at most that context's share.
+`speed` is how many times longer the calls without a cache take, `counted` the same of operations.
 """
 
 from collections.abc import Iterator, Sequence
