@@ -196,7 +196,7 @@ def _show_sampling(found: Sequence[SamplingSpeed], args: Sample, machine: Machin
         highlight=False,
         soft_wrap=True,
     )
-    measured = ("ms", "90 %", "a second", "GFLOP/s", "MB")
+    measured = ("ms", "90 %", "/s", "GFLOP/s", "MB")
     pictures = [each for each in found if each.probe.task == "generate"]
     if pictures:
         rows = [
@@ -221,7 +221,7 @@ def _show_sampling(found: Sequence[SamplingSpeed], args: Sample, machine: Machin
     ]
     print_table(console, ("texts", "a pass", "kept", "tokens", *measured), rows)
     console.print(
-        "ms: the median call, with the autoencoder; 90 %: what nine of ten calls take at most. A second: pictures, or "
+        "ms: the median call, with the autoencoder; 90 %: what nine of ten calls take at most. /s: pictures, or "
         "tokens of all texts. GFLOP/s: masked keys counted, the autoencoder not. MB: keys and values of the batch.",
         highlight=False,
         soft_wrap=True,
