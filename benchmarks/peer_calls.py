@@ -135,6 +135,10 @@ def text_decoding(sizes: Sizes, batches: Sequence[int], seed: int) -> Iterator[C
     tokenizer, modalities = _modalities()
     torch.manual_seed(seed)
     ours = Model(sizes.trunk(3 * sizes.width, tied=True), modalities, tokenizer.vocab_size)
+    with torch.no_grad():
+        # as it is initialized a model repeats its last token whatever its layers do, and equal texts would say nothing
+        for parameter in ours.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
     theirs = Qwen3ForCausalLM(qwen3_config(ours.config, tokenizer.vocab_size)).eval()
     theirs.load_state_dict(to_qwen3(ours), strict=False)  # the head is the embedding
     theirs.tie_weights()
@@ -301,8 +305,8 @@ def _our_step(parts: Parts, samples: Samples, precision: Precision, seed: int) -
 
 
 def _transfusion(sizes: Sizes, modalities: dict[str, Modality], seed: int) -> Any:
-    from loguru import logger
-    from transfusion_pytorch import Transfusion
+    from loguru import logger  # pyright: ignore[reportMissingImports]
+    from transfusion_pytorch import Transfusion  # pyright: ignore[reportMissingImports]
 
     logger.disable("transfusion_pytorch")  # a line for each sample
     torch.manual_seed(seed)
