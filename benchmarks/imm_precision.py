@@ -68,7 +68,9 @@ def measure(arguments: Arguments) -> list[harness.Row]:
         raise ValueError(f"{arguments.run} was trained by {config.objective.name}, not by imm")
     parts = build(config)
     parts.model.load_state_dict(load_model_weights(checkpoint, "model"))
-    backend = choose_backend(config.train.attention, CPU)
+    backend = choose_backend(
+        config.train.attention, CPU, config.model.head_dim, config.train.precision
+    ).backend
     batches = 2 if arguments.quick else arguments.seeds
     rows: list[harness.Row] = []
     for k in arguments.k:

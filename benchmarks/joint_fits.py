@@ -22,10 +22,10 @@ from mmgen.model.joint import (
     JointHead,
     JointKind,
     MixtureHead,
-    Vocabulary,
     build_joint_head,
 )
 from mmgen.model.trunk import TrunkConfig
+from mmgen.model.vocabulary import Vocabulary
 from mmgen.sampling.verify import acceptance
 
 TRUNK = TrunkConfig(width=8, ffn_width=16)
@@ -76,7 +76,7 @@ class InOneContext(nn.Module):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary(lambda ids: self.matrix[ids], lambda hidden: hidden @ self.matrix.T)
+        return Vocabulary(lambda ids: self.matrix[ids], self.matrix)
 
     def forward(self, strings: Int[Tensor, "N k"]) -> Float[Tensor, "N"]:
         """log q of each string, in nats."""

@@ -6,6 +6,7 @@ span, D channels of a token, I instances (noisy copies of a block).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -68,7 +69,7 @@ class Span:
     def __len__(self) -> int:
         return self.positions.shape[0]
 
-    @property
+    @cached_property
     def next_position(self) -> int:
         """Where the next span begins: one past the largest position, whether or not the clean copy is present."""
         return int(self.positions.numpy().max()) + 1  # of so few numbers, numpy finds it sooner

@@ -118,7 +118,7 @@ def _show(found: Estimate, cluster: Cluster, args: Arguments, path: str) -> None
         rows.append(("recomputed", "", _si(found.recomputed)))
     if found.muon:
         rows.append(("Muon, a shard group", "", _si(found.muon)))
-    _table(console, ("FLOPs of a step", "attended", "computed"), rows)
+    _table(console, ("FLOPs of a step", "attended", f"computed ({found.attention})"), rows)
     memory = [
         (name, f"{value / 1e9:.2f}") for name, value in dataclasses.asdict(found.memory).items() if value
     ]

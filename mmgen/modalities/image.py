@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from itertools import pairwise, starmap
 from typing import Literal
 
@@ -217,8 +217,7 @@ class Image(Modality):
 
     def size_span(self, height: int, width: int, start: int, predicted: bool) -> Span:
         """Two text tokens, [height][width]; not predicted where the picture begins its document (the size is given)."""
-        ids = torch.tensor([self.tokenizer.height(height), self.tokenizer.width(width)])
-        return Span("text", text_positions(start, 2), ids, predicted=predicted)
+        return _pair(self.tokenizer.height(height), self.tokenizer.width(width), start, predicted)
 
     def span(
         self,
@@ -251,7 +250,7 @@ class Image(Modality):
 
     def positions(self, height: int, width: int, start: int) -> Tensor:
         """[height * width, 3]: (start, start + row, start + column), raster order."""
-        return _grid(height, width) + start
+        return _grid(height, width, start)
 
     def commit(self, values: Float[Tensor, "N C"], draw: np.random.Generator) -> Float[Tensor, "N C"]:
         noise = torch.from_numpy(draw.standard_normal(values.shape, dtype=np.float32)).to(values)
@@ -276,8 +275,14 @@ def bands(height: int, width: int, blocks: int) -> list[slice]:
     return list(starmap(slice, pairwise(edges)))
 
 
-@cache
-def _grid(height: int, width: int) -> Tensor:
+# A few sizes and places come again in document after document.
+@lru_cache(maxsize=1024)
+def _pair(first: int, second: int, start: int, predicted: bool) -> Span:
+    return Span("text", text_positions(start, 2), torch.tensor([first, second]), predicted=predicted)
+
+
+@lru_cache(maxsize=1024)
+def _grid(height: int, width: int, start: int) -> Tensor:
     rows = torch.arange(height).repeat_interleave(width)
     columns = torch.arange(width).repeat(height)
-    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1)
+    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1) + start

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -55,6 +56,10 @@ class Text(Modality):
 
     def begin(self) -> Span:
         """The token that begins every document; nothing predicts it."""
+        return self._begin
+
+    @cached_property
+    def _begin(self) -> Span:
         return self.span([self.tokenizer.begin], 0, predicted=False)
 
     def span(self, ids: Sequence[int], start: int, predicted: bool = True) -> Span:

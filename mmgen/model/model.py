@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from mmgen.modalities import Modality
 from mmgen.model.attention import Attend, AttentionBackend, plan_attention
-from mmgen.model.joint import JointConfig, Vocabulary, build_joint_head
+from mmgen.model.joint import JointConfig, build_joint_head
 from mmgen.model.time import Modulation, TimeEmbedding, modulate
 from mmgen.model.trunk import KeyValue, Past, Trunk, TrunkConfig
+from mmgen.model.vocabulary import Vocabulary
 from mmgen.sequence import Layout, PackedBatch, Stream
 
 StateTensors = Mapping[str, Float[Tensor, "B S D"]]
@@ -140,14 +141,12 @@ class Model(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "... W"]) -> Float[Tensor, "... V"]:
         """Next-token logits in float32 whatever the autocast."""
-        weight = self.text_embedding.weight if self.text_head is None else self.text_head.weight
-        with torch.autocast(hidden.device.type, enabled=False):
-            return nn.functional.linear(hidden.to(weight.dtype), weight)
+        return self.vocabulary.logits(hidden)
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """What a joint head borrows."""
-        return Vocabulary(self.text_embedding, self.logits)
+        weight = self.text_embedding.weight if self.text_head is None else self.text_head.weight
+        return Vocabulary(self.text_embedding, weight)
 
     def _embed_context(self, stream: Stream) -> Float[Tensor, "B L W"]:
         return self._embed_values(stream, stream.values, self.text_embedding(stream.ids))

@@ -1,11 +1,10 @@
-"""Training objectives for continuous modalities, over one path and one jump, and the loss of text."""
+"""Training objectives for continuous modalities, over one path and one jump."""
 
 from mmgen.objectives.base import Objective, Times
 from mmgen.objectives.draw import check_modalities
 from mmgen.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from mmgen.objectives.imm import IMM, IMMConfig
 from mmgen.objectives.path import Path
-from mmgen.objectives.text import text_loss
 
 ObjectiveConfig = FlowMatchingConfig | IMMConfig
 
@@ -26,5 +25,4 @@ __all__ = [
     "Times",
     "build_objective",
     "check_modalities",
-    "text_loss",
 ]

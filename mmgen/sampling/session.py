@@ -77,8 +77,8 @@ class Cache:
     def make_room(self, layout: Layout, num_tokens: Sequence[int]) -> None:
         """Appends the layout of new tokens, the first `num_tokens` of each row; the rest is padding.
 
-        The layers' `extend` then writes their keys and values. Padding is not kept, and there may be nothing that it reads:
-        what comes of it is not to be used.
+        The layers' `extend` then writes their keys and values. Padding is not kept, and there may be nothing that it
+        reads: what comes of it is not to be used.
         """
         first, longest = self.lengths, layout.shape[1]
         self.lengths = [held + num for held, num in zip(first, num_tokens, strict=True)]

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmgen.model.joint import Drawn, JointHead, Law, Vocabulary, invert
+from mmgen.model.joint import Drawn, JointHead, Law, invert
+from mmgen.model.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,19 @@ opened. Operations are equal to torch's count of a real step and memory is near 
 both); seconds follow from datasheets and from a utilization that is assumed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from mmgen.data.pack import PackConfig
 from mmgen.modalities import Image, build_modalities
+from mmgen.model.attention import AttentionBackend
+from mmgen.model.attention.choose import preferred
+from mmgen.model.attention.flex import TILE, find_tiles
 from mmgen.model.model import Model
 from mmgen.objectives import build_objective, check_modalities
 from mmgen.sampling.predict import ModelFacts
+from mmgen.sequence import PAD, Layout
 from mmgen.tokenization.text import outline_text_tokenizer
 from mmgen.training.cluster import GATHERED, SUMMED, Cluster, Communication, communication
 from mmgen.training.feed import Part
@@ -51,7 +55,7 @@ class Memory:
     averages: float
     activations: float
     masks: float
-    """of attention: a byte a pair, and as numbers in every layer that keeps them"""
+    """of dense attention: a byte a pair, and as numbers in every layer that keeps them; others have none"""
     logits: float
     """log-probabilities and, in the backward pass, their gradients"""
     target: float
@@ -111,12 +115,13 @@ class Time:
 
 @dataclass(frozen=True)
 class Estimate:
+    attention: AttentionBackend
     parameters: dict[str, int]
     tokens: Tokens
     attended: StepFlops
     """of an optimizer step over all GPUs: real tokens and the pairs that the mask rule allows, in full rows"""
     computed: StepFlops
-    """the same with dense rectangles of pairs, as the kernel computes them"""
+    """the same with padding, and the pairs that the attention's kernel computes"""
     recomputed: float
     """operations that checkpointing adds"""
     muon: float
@@ -167,7 +172,10 @@ def estimate(
     facts = ModelFacts.of(parts.model, parts.modalities, parts.objective)
     pack, target = config.data.pack, parts.objective.needs_target
     attended, pictures = full_rows(config, parts)
-    computed = dense_rows(pack, attended)
+    attention = config.train.attention
+    if attention == "auto":
+        attention = preferred("cuda", config.model.head_dim, config.train.precision).backend
+    computed = computed_rows(pack, attended, pictures, attention)
     flops = step_flops(facts, computed.times(micro_batches), target)
     again = recomputed_flops(facts, computed.times(micro_batches)) if checkpointing == "full" else 0.0
     optimizer = build_optimizer(parts.model, config.optim)
@@ -184,7 +192,8 @@ def estimate(
     in_blocks = sum(p.numel() for p in parts.model.trunk.layers.parameters())
     others = sum(counts.values()) - in_blocks
     sent = communication(cluster, in_blocks, others, part.num_own, sum(p.numel() for p in matrices))
-    memory = _memory(config, parts, cluster, facts, attended, states, in_blocks)
+    masked = attention == "dense"
+    memory = _memory(config, parts, cluster, facts, attended, states, in_blocks, masked)
     made = step_flops(facts, attended.times(micro_batches), target)
     num_tokens = Tokens(
         micro_batches * pack.rows * pack.context_length,
@@ -200,7 +209,7 @@ def estimate(
     steps = config.train.steps if tokens is None else tokens / num_tokens.total
     mfu = made.total / (cluster.gpus * cluster.device.peak * step)
     time = Time(compute, sent.seconds, update, mfu, steps, cluster.gpus)
-    return Estimate(counts, num_tokens, made, flops, again, muon, memory, sent, time, part.num_own)
+    return Estimate(attention, counts, num_tokens, made, flops, again, muon, memory, sent, time, part.num_own)
 
 
 def count_parameters(model: Model) -> dict[str, int]:
@@ -255,6 +264,43 @@ def dense_rows(pack: PackConfig, work: Work) -> Work:
     return Work(context, state, *pairs, work.instances, work.labels, work.windows)
 
 
+def computed_rows(pack: PackConfig, work: Work, pictures: int, attention: AttentionBackend) -> Work:
+    """The batch of `full_rows` as a kernel computes it: all tokens, and whole rectangles of pairs, or the tiles of
+    them in which a pair is allowed, or (by segments) the pairs that are. For `runs` the rectangles are a bound.
+    """
+    computed = dense_rows(pack, work)
+    if attention in ("dense", "runs"):
+        return computed
+    if attention == "flex":
+        context, state = _full_row(pack, work, pictures)
+        tiles = (find_tiles(context, context)[0], find_tiles(state, Layout.concat([context, state]))[0])
+        pairs = (pack.rows * TILE**2 * int(each.sum()) for each in tiles)
+    else:
+        pairs = work.context_pairs, work.state_pairs
+    of_context, of_state = pairs
+    return replace(computed, context_pairs=of_context, state_pairs=of_state)
+
+
+def _full_row(pack: PackConfig, work: Work, pictures: int) -> tuple[Layout, Layout]:
+    """Both streams of one of the rows that `full_rows` counts."""
+    documents = pictures // pack.rows or 1
+    token = torch.arange(pack.context_length)
+    of = token * documents // pack.context_length
+    context = Layout(*(each[None] for each in (of, token, token, torch.ones_like(of, dtype=torch.bool))))
+    token = torch.arange(pack.state_length)
+    instances = int(work.instances) // pack.rows if work.state else 0
+    size = int(work.state) // pack.rows // max(instances, 1)
+    real = token < instances * size
+    instance = token // max(size, 1)
+    state = Layout(
+        document=torch.where(real, instance * documents // max(instances, 1), PAD)[None],
+        block=torch.where(real, pack.context_length + instance, PAD)[None],
+        rank=torch.where(real, pack.context_length, 0)[None],
+        public=torch.zeros_like(real)[None],
+    )
+    return context, state
+
+
 def _memory(
     config: RunConfig,
     parts: Parts,
@@ -263,13 +309,14 @@ def _memory(
     work: Work,
     states: float,
     in_blocks: int,
+    masked: bool,
 ) -> Memory:
     checkpointing = config.train.checkpointing
     pack, precision, target = config.data.pack, config.train.precision, parts.objective.needs_target
     weights = sum(p.nbytes for p in parts.model.parameters())
     group = cluster.group
     particles = parts.objective.particles if target else 0
-    saved = saved_bytes(facts, pack, work, precision, checkpointing, particles)
+    saved = saved_bytes(facts, pack, work, precision, checkpointing, particles, masked=masked)
     gathered = saved.casts
     if group > 1:
         block = in_blocks / facts.trunk.num_layers
@@ -283,10 +330,10 @@ def _memory(
         optimizer=states / group,
         averages=len(config.train.averages()) * weights / group,
         activations=saved.blocks + saved.around,
-        masks=saved.biases + mask_pairs(pack),
+        masks=saved.biases + mask_pairs(pack) if masked else 0.0,
         logits=saved.logits + logits_gradient_bytes(facts, work, precision),
-        target=target_bytes(facts, pack, precision) if target else 0.0,
-        working=working_bytes(facts, pack, precision, checkpointing),
+        target=target_bytes(facts, pack, precision, masked) if target else 0.0,
+        working=working_bytes(facts, pack, precision, checkpointing, masked),
         margin=0.0,
     )
     return Memory(**{**vars(held), "margin": MARGIN * held.total + CONTEXT_BYTES})

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmgen.model.joint import label_windows
 from mmgen.model.model import Target, plan_batch
-from mmgen.objectives import Objective, text_loss
+from mmgen.objectives import Objective
 from mmgen.objectives.draw import NoisyState
 from mmgen.sequence import NO_LABEL, PAD, PackedBatch, Stream, move
 from mmgen.training.feed import Feed
@@ -89,7 +89,7 @@ def compute_losses(parts: Parts, feed: Feed, precision: str, device: torch.devic
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         hidden, outputs, targets = parts.model(batch, state.x, state.t, told, attention, target)
     asked = batch.labels != NO_LABEL
-    per_token = text_loss(parts.model.logits(hidden[asked]), batch.labels[asked])
+    per_token = -parts.model.vocabulary.log_prob(hidden[asked], batch.labels[asked])
     document = batch.context.layout.document[asked]
     shares = {"text": Shares(document, per_token.detach(), torch.ones_like(document))}
     totals = {"text": per_token.sum()}

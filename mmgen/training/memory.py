@@ -9,13 +9,12 @@ logits and losses.
 from dataclasses import dataclass
 
 from mmgen.data.pack import PackConfig
+from mmgen.model import vocabulary
 from mmgen.model.joint import JointConfig
 from mmgen.model.time import NUM_FREQUENCIES
 from mmgen.model.trunk import Checkpointing, TrunkConfig
 from mmgen.sampling.predict import ModelFacts
 from mmgen.training.flops import Work
-
-"""What a block keeps for the backward pass: all it needs; its inputs and the outputs of its products; its inputs."""
 
 WIDE = {"bf16": 4, "float32": 4, "float64": 8}
 NARROW = {"bf16": 2, "float32": 4, "float64": 8}
@@ -49,12 +48,13 @@ def saved_bytes(
     checkpointing: Checkpointing = "none",
     particles: int = 0,
     fused_norms: bool = True,
+    masked: bool = True,
 ) -> Saved:
     """Of a batch of `pack`'s shape; of `work` the real state tokens, instances, labels and windows count.
 
     `particles` M of an objective that compares groups, whose distances are saved (and whose target pass hands its
     state to every checkpointed block); 0 for others. `fused_norms`: torch has them on a GPU; on a CPU its norms also
-    save what they normalized.
+    save what they normalized. `masked`: attention takes a mask of all pairs, as `dense` does and no other.
     """
     trunk, narrow, wide = facts.trunk, NARROW[precision], WIDE[precision]
     context, state = pack.rows * pack.context_length, pack.rows * pack.state_length
@@ -70,9 +70,9 @@ def saved_bytes(
     return Saved(
         casts=narrow * cast_parameters(facts) if narrow < wide else 0.0,
         blocks=blocks,
-        biases=layers * bias_bytes(pack, precision) if checkpointing == "none" else 0.0,
+        biases=layers * bias_bytes(pack, precision) if masked and checkpointing == "none" else 0.0,
         around=_around(facts, context, state, work, precision, particles, fused_norms),
-        logits=wide * work.labels * (facts.vocab_size + trunk.width)
+        logits=wide * (_kept_logits(work.labels, facts.vocab_size) + work.labels * trunk.width)
         + _joint_saved(facts, work, wide, fused_norms),
     )
 
@@ -116,19 +116,23 @@ def logits_gradient_bytes(facts: ModelFacts, work: Work, precision: str) -> floa
     most = work.labels
     if facts.joint is not None:
         most = max(most, work.windows * _components(facts.joint))
-    return 2 * WIDE[precision] * most * facts.vocab_size
+    return 2 * WIDE[precision] * min(most * facts.vocab_size, vocabulary.HELD)
 
 
-def target_bytes(facts: ModelFacts, pack: PackConfig, precision: str) -> float:
+def target_bytes(facts: ModelFacts, pack: PackConfig, precision: str, masked: bool = True) -> float:
     """What the target pass holds while a block computes it: its own state, keys and values, and the widest product."""
     trunk, narrow, wide = facts.trunk, NARROW[precision], WIDE[precision]
     context, state = pack.rows * pack.context_length, pack.rows * pack.state_length
     heads = trunk.num_heads * trunk.head_dim
-    attention = narrow * (2 * heads * (context + state) + 2 * heads * state) + bias_bytes(pack, precision)
+    attention = narrow * (2 * heads * (context + state) + 2 * heads * state)
+    if masked:
+        attention += bias_bytes(pack, precision)
     return 3 * wide * trunk.width * state + max(attention, 3 * narrow * trunk.ffn_width * state)
 
 
-def working_bytes(facts: ModelFacts, pack: PackConfig, precision: str, checkpointing: Checkpointing) -> float:
+def working_bytes(
+    facts: ModelFacts, pack: PackConfig, precision: str, checkpointing: Checkpointing, masked: bool = True
+) -> float:
     """What the backward pass of a block holds beside what was saved: gradients, and what it computes again."""
     trunk, narrow, wide = facts.trunk, NARROW[precision], WIDE[precision]
     context, state = pack.rows * pack.context_length, pack.rows * pack.state_length
@@ -137,7 +141,8 @@ def working_bytes(facts: ModelFacts, pack: PackConfig, precision: str, checkpoin
     )
     if checkpointing == "none":
         return gradients
-    return gradients + block_bytes(facts, pack, precision) + bias_bytes(pack, precision)
+    masks = bias_bytes(pack, precision) if masked else 0.0
+    return gradients + block_bytes(facts, pack, precision) + masks
 
 
 def cast_parameters(facts: ModelFacts) -> float:
@@ -179,10 +184,17 @@ def _joint_saved(facts: ModelFacts, work: Work, wide: int, fused_norms: bool) ->
         return 0.0
     if joint.kind == "chain":
         layer = (7 if fused_norms else 11) * trunk.width + 4 * trunk.ffn_width
-        each = joint.tokens * facts.vocab_size + (joint.tokens - 1) * layer
+        rows, each = work.windows, (joint.tokens - 1) * layer
     else:
-        each = joint.tokens * (_components(joint) * (facts.vocab_size + trunk.width) + 2 * joint.rank)
-    return wide * work.windows * (each + trunk.width)
+        rows = work.windows * _components(joint)
+        each = joint.tokens * (_components(joint) * trunk.width + 2 * joint.rank)
+    logits = joint.tokens * _kept_logits(rows, facts.vocab_size)
+    return wide * (logits + work.windows * (each + trunk.width))
+
+
+def _kept_logits(rows: float, vocab_size: int) -> float:
+    """Logits that wait for their backward pass: all of a call, or none where they are made a part at a time."""
+    return rows * vocab_size if rows * vocab_size <= vocabulary.HELD else 0.0
 
 
 def _components(joint: JointConfig) -> int:

@@ -96,9 +96,9 @@ class TrainConfig:
     precision: str = "bf16"
     """bf16 (autocast: matrix products in bfloat16, the rest in float32), float32 or float64"""
     attention: AttentionChoice = "auto"
-    """how attention is computed; auto: runs on a CPU, dense on a GPU"""
+    """how attention is computed; auto: runs on a CPU, flex on a GPU, and dense where flex cannot (docs/attention.md)"""
     compile: bool = False
-    """torch.compile the trunk's block, once for all layers; needs dense attention"""
+    """torch.compile the trunk's block, once for all layers; needs dense or flex attention"""
     checkpointing: Checkpointing = "none"
     """what of a block is computed again in the backward pass: none, selective (all but the results of matrix products
     and attention) or full"""

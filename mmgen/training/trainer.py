@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from mmgen.config import save_yaml, to_mapping
 from mmgen.data.loader import build_loaders
 from mmgen.devices import peak_flops
-from mmgen.model.attention import AttentionBackend, choose_backend
+from mmgen.model.attention import AttentionBackend, Choice, choose_backend
 from mmgen.model.model import Model
 from mmgen.sampling.predict import ModelFacts
 from mmgen.training.begin import begin_from
@@ -84,8 +84,8 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
     begun = None
     if config.train.begin_from is not None and latest is None:
         begun = begin_from(parts.model, config.train.begin_from)
-    backend = choose_backend(config.train.attention, device)
-    model = _prepare(parts, config, backend, ranks)
+    attention = choose_backend(config.train.attention, device, config.model.head_dim, config.train.precision)
+    model = _prepare(parts, config, attention.backend, ranks)
     emas = {name: Ema(model, decay) for name, decay in config.train.averages().items()}
     optimizer = build_optimizer(model, config.optim)
     loaders = build_loaders(config.data, parts.modalities, config.seed, parts.objective.grouping)
@@ -122,7 +122,7 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
         loaders,
         parts.objective,
         config.seed,
-        backend,
+        attention.backend,
         step=step,
         total_steps=num_steps,
         workers=config.train.workers,
@@ -139,7 +139,7 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
     )
     watched = profiled(config.log, run, step, ranks.rank)
     with Interrupt() as interrupt, report, closing(saver), watched as step_done:
-        report.say(_describe(config, parts, backend, ranks, latest))
+        report.say(_describe(config, parts, attention, ranks, latest))
         if begun is not None:
             report.say(begun)
         while step < num_steps and not interrupt.requested():
@@ -228,9 +228,9 @@ def _prepare(parts: Parts, config: RunConfig, backend: AttentionBackend, ranks: 
     freeze(model, config.optim)
     model.trunk.checkpoint_blocks(config.train.checkpointing)
     if config.train.compile:
-        if backend != "dense":
+        if backend not in ("dense", "flex"):
             raise ValueError(
-                "train.compile needs train.attention dense: runs have other shapes in every batch"
+                f"train.compile needs train.attention dense or flex: {backend} has other shapes in every batch"
             )
         model.trunk.compile_blocks()
     if ranks.num_ranks > 1:
@@ -288,12 +288,10 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     return [] if old == new else [where]
 
 
-def _describe(
-    config: RunConfig, parts: Parts, backend: AttentionBackend, ranks: Ranks, latest: Path | None
-) -> str:
+def _describe(config: RunConfig, parts: Parts, attention: Choice, ranks: Ranks, latest: Path | None) -> str:
     begin = f"resuming {latest}" if latest is not None else f"training {config.run}"
     where = f"{ranks.num_ranks} x {ranks.device.type}" if ranks.num_ranks > 1 else ranks.device.type
     return (
         f"{begin}: {parts.model.num_parameters() / 1e6:.2f}M parameters, {config.objective.name}, "
-        f"{config.train.precision}, {backend} attention, on {where}"
+        f"{config.train.precision}, {attention.backend} attention ({attention.why}), on {where}"
     )

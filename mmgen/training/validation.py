@@ -36,13 +36,16 @@ def validate(
     The batches do not depend on the ranks, which compute them in turn; all compute equally many.
     """
     parts.model.eval()
+    attention = choose_backend(
+        config.train.attention, ranks.device, config.model.head_dim, config.train.precision
+    )
     data = DataConfig(config.validation.sources, config.data.compose, config.data.pack)
     meters = Meters()
     ready = feeds(
         build_loaders(data, parts.modalities, config.seed + 1, parts.objective.grouping),
         parts.objective,
         config.seed + 1,
-        choose_backend(config.train.attention, ranks.device),
+        attention.backend,
         step=1,
         total_steps=1,
         joint=config.joint,

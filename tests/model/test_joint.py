@@ -13,13 +13,13 @@ from mmgen.model.joint import (
     JointConfig,
     JointHead,
     MixtureHead,
-    Vocabulary,
     build_joint_head,
     invert,
     label_windows,
     plain,
 )
 from mmgen.model.trunk import TrunkConfig
+from mmgen.model.vocabulary import Vocabulary
 from mmgen.rng import keyed_torch
 from mmgen.sequence import NO_LABEL
 from tests import parts
@@ -42,7 +42,7 @@ def build(kind: str, tokens: int = K, dtype: torch.dtype = torch.float64) -> tup
             scale = 0.3 if name.startswith(("prior", "transition")) else 1.0  # all components in use
             parameter.copy_(scale * torch.randn_like(parameter))
     matrix = torch.randn(V, WIDTH, dtype=dtype)
-    return head, Vocabulary(lambda ids: matrix[ids], lambda hidden: hidden @ matrix.T)
+    return head, Vocabulary(lambda ids: matrix[ids], matrix)
 
 
 def hidden_states(num: int = 2) -> Tensor:
@@ -79,7 +79,7 @@ def latent_sum(head: MixtureHead, hidden: Tensor, vocabulary: Vocabulary, law=pl
     """log q of every string by the definition: a sum over all paths of the latent."""
     found = []
     for row in hidden[:, None]:
-        laws = [law(vocabulary.unembed(head.states(row, i)))[0] for i in range(K)]
+        laws = [law(vocabulary.logits(head.states(row, i)))[0] for i in range(K)]
         moves = None
         if head.transition is not None:
             moves = head.transition(row).view(K - 1, R, R).softmax(-1)
@@ -146,7 +146,7 @@ def test_the_chain_begins_with_the_trunks_own_law_and_truncates_each_conditional
     head, vocabulary = build("chain")
     hidden = hidden_states()
     draft = head.start(hidden, vocabulary, sharp)
-    torch.testing.assert_close(draft.log_conditional(), sharp(vocabulary.unembed(hidden)))
+    torch.testing.assert_close(draft.log_conditional(), sharp(vocabulary.logits(hidden)))
     token = torch.tensor([3, 1])
     after = head.start(hidden, vocabulary).extend(token).log_conditional()
     torch.testing.assert_close(draft.extend(token).log_conditional(), sharp(after))
@@ -283,7 +283,7 @@ def test_a_model_lends_its_vocabulary(kind: str) -> None:
     head = build_joint_head(
         from_mapping({"kind": kind, "components": 2, "rank": 4}, JointConfig), model.config
     )
-    vocabulary = Vocabulary(model.text_embedding, model.logits)
+    vocabulary = model.vocabulary
     hidden = torch.randn(6, model.config.width, requires_grad=True)
     tokens = torch.randint(parts.tokenizer().vocab_size, (6, 4))
     loss = head.training_loss(hidden, tokens, vocabulary)

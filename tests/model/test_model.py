@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmgen.data.pack import PackConfig, Packer
-from mmgen.model.attention import plan_attention
+from mmgen.model.attention import plan_attention, varlen
 from mmgen.model.attention.rule import allow
 from mmgen.model.model import Model, plan_batch
 from mmgen.model.time import NUM_FREQUENCIES, Modulation, sinusoid
@@ -16,6 +16,7 @@ from mmgen.model.trunk import TrunkConfig
 from mmgen.objectives import FlowMatching, FlowMatchingConfig
 from mmgen.objectives.draw import NoisyState, draw_state
 from mmgen.sequence import PAD, Document, Layout, PackedBatch, Stream
+from tests.model.packs import per_segment
 from tests.parts import TINY, documents, modalities, model
 
 
@@ -82,9 +83,14 @@ def _perturbed(stream: Stream, row: int, column: int) -> Stream:
     return replace(stream, ids=ids, values=values)
 
 
-@pytest.mark.parametrize("backend", ["dense", "runs"])
-def test_a_changed_token_changes_exactly_what_may_read_it(backend: str):
+@pytest.mark.parametrize("backend", ["dense", "runs", "flex", "varlen"])
+@torch.compiler.set_stance("force_eager")  # flex as it is: its compiled kernel is for a GPU
+@torch.no_grad()
+def test_a_changed_token_changes_exactly_what_may_read_it(backend: str, monkeypatch: pytest.MonkeyPatch):
     """One block deep the rule is the reach; it is transitive, so it stays the reach at any depth."""
+    monkeypatch.setattr(
+        varlen, "attend", per_segment
+    )  # as torch's kernel, which needs a GPU, would compute it
     net = model()
     batch = pack(mixed())
     state = noisy(batch)

@@ -11,8 +11,9 @@ from scipy import stats
 from torch import Tensor
 
 from mmgen.config import from_mapping
-from mmgen.model.joint import Drawn, JointConfig, JointHead, Vocabulary, build_joint_head, plain
+from mmgen.model.joint import Drawn, JointConfig, JointHead, build_joint_head, plain
 from mmgen.model.trunk import TrunkConfig
+from mmgen.model.vocabulary import Vocabulary
 from mmgen.rng import keyed_numpy, keyed_torch
 from mmgen.sampling.loops import tempered
 from mmgen.sampling.verify import Speculated, acceptance, correction, speculate, verify
@@ -106,7 +107,7 @@ def build(kind: str, tokens: int = D + 1) -> tuple[JointHead, Vocabulary]:
             scale = 0.3 if name.startswith("prior") else 1.0
             parameter.copy_(scale * torch.randn_like(parameter))
     matrix = torch.randn(V, 6, dtype=torch.float64)
-    return head, Vocabulary(lambda ids: matrix[ids], lambda hidden: hidden @ matrix.T)
+    return head, Vocabulary(lambda ids: matrix[ids], matrix)
 
 
 @each_law

@@ -13,14 +13,22 @@ from mmgen.data.pack import PackConfig, Packer
 from mmgen.devices import find_device
 from mmgen.modalities import Image, Text
 from mmgen.modalities.base import text_positions
+from mmgen.model.attention.rule import allow
 from mmgen.model.joint import JointConfig
 from mmgen.model.trunk import TrunkConfig
 from mmgen.objectives import FlowMatchingConfig, IMMConfig
 from mmgen.rng import keyed_numpy
-from mmgen.sequence import Document, Span
+from mmgen.sequence import Document, Layout, Span
 from mmgen.training.cluster import Cluster, communication
 from mmgen.training.ema import Ema
-from mmgen.training.estimate import count_parameters, dense_rows, estimate, full_rows, outline
+from mmgen.training.estimate import (
+    computed_rows,
+    count_parameters,
+    dense_rows,
+    estimate,
+    full_rows,
+    outline,
+)
 from mmgen.training.flops import Work
 from mmgen.training.optim import OptimConfig, build_optimizer
 from mmgen.training.run import Parts, RunConfig, build
@@ -99,6 +107,35 @@ def test_full_rows_are_those_that_a_packer_fills() -> None:
     work, pictures = full_rows(SMALL, parts)
     assert work == Work.attended(batch) and pictures == 16
     assert dense_rows(SMALL.data.pack, work) == Work.computed(batch)
+
+
+def test_a_kernel_computes_what_it_visits_of_the_rows_that_a_packer_fills() -> None:
+    """Flex the tiles of 128 in which the real batch has a pair, segments its pairs; neither holds a mask."""
+    pack = PackConfig(1, 256, 256)
+    config = replace(SMALL, data=DataConfig(pack=pack))
+    parts = build(config)
+    packer = Packer(pack, parts.modalities, parts.objective.grouping)
+    for start in range(0, 16, 4):
+        assert packer.add(*(document(parts, 13, start + i) for i in range(4)))
+    batch = packer.finish()
+    context, state = batch.context.layout, batch.state.layout
+    work, pictures = full_rows(config, parts)
+    by_tiles, by_pairs = (computed_rows(pack, work, pictures, each) for each in ("flex", "varlen"))
+    for found, keys, queries in (
+        (by_tiles.context_pairs, context, context),
+        (by_tiles.state_pairs, Layout.concat([context, state]), state),
+    ):
+        tiles = allow(queries, keys).unflatten(1, (-1, 128)).unflatten(3, (-1, 128)).any(4).any(2)
+        assert found == tiles.sum() * 128**2 < queries.shape[1] * keys.shape[1]
+    attended = Work.attended(batch)
+    assert (by_pairs.context_pairs, by_pairs.state_pairs) == (attended.context_pairs, attended.state_pairs)
+    dense, flex, auto = (
+        estimate(train_with(load_yaml(T2I[1], RunConfig), attention=each), ONE)
+        for each in ("dense", "flex", "auto")
+    )
+    assert auto == flex, "what a GPU is given"
+    assert flex.memory.masks == 0 < dense.memory.masks and flex.memory.target <= dense.memory.target
+    assert flex.attended.total < flex.computed.total < dense.computed.total
 
 
 def test_a_model_of_text_alone_has_no_pictures_and_room_is_needed_for_one() -> None:

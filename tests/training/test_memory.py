@@ -13,6 +13,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from benchmarks.estimate import Storages
 from mmgen.data.pack import PackConfig
+from mmgen.model import vocabulary
 from mmgen.model.joint import JointConfig, JointKind
 from mmgen.model.trunk import TrunkConfig
 from mmgen.objectives import Objective
@@ -54,6 +55,15 @@ def test_a_step_saves_what_is_said(shape: str, objective: Objective, precision: 
     trunk, config = SHAPES[shape]
     found, said = measure(build(trunk, objective), documents(8), config, precision)
     assert said.total == pytest.approx(found, rel=0.02)
+
+
+def test_logits_that_are_made_in_parts_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, config = build(SMALL, FLOW, JointConfig("chain", tokens=4, share=1.0)), PackConfig(2, 128, 128)
+    _, whole = measure(parts, documents(8), config, "float32")
+    monkeypatch.setattr(vocabulary, "HELD", 2000)
+    found, said = measure(parts, documents(8), config, "float32")
+    assert said.total == pytest.approx(found, rel=0.02)
+    assert said.total < 0.95 * whole.total, "the tolerance is far below what they take"
 
 
 @pytest.mark.parametrize("kind", ["independent", "mixture", "hmm", "chain"])

@@ -139,8 +139,22 @@ def test_a_compiled_run_trains_alike_and_previews(config: RunConfig, tmp_path: P
 
 
 def test_what_has_other_shapes_in_every_batch_is_not_compiled(config: RunConfig, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"train.compile needs train.attention dense"):
+    with pytest.raises(ValueError, match=r"train.compile needs train.attention dense or flex: runs"):
         train(replace(config, run=str(tmp_path), train=replace(config.train, attention="runs", compile=True)))
+
+
+def test_the_first_words_say_what_computes_attention_and_why(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    for asked, said in (
+        ("auto", "runs attention (auto: a CPU computes"),
+        ("dense", "dense attention (as asked)"),
+    ):
+        settings = replace(config.train, steps=1, attention=asked)
+        train(replace(config, run=str(tmp_path / asked), train=settings))
+        assert said in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ValueError, match="train.attention flex needs a CUDA device to train on, not cpu"):
+        train(replace(config, run=str(tmp_path / "flex"), train=replace(config.train, attention="flex")))
 
 
 def test_windows_are_drawn_by_seed_and_step_among_the_tokens_with_a_label(config: RunConfig):

@@ -1,5 +1,7 @@
 """The mask rule. The only place that says which token reads which; every backend is checked against it."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -12,10 +14,19 @@ def allow(queries: Layout, keys: Layout) -> Bool[Tensor, "B Q K"]:
 
     Padding reads padding, so that no row of the mask is empty and no softmax is NaN; nothing real reads it.
     """
-    same_document = queries.document[:, :, None] == keys.document[:, None, :]
-    same_block = queries.block[:, :, None] == keys.block[:, None, :]
-    earlier = keys.public[:, None, :] & (keys.rank[:, None, :] < queries.rank[:, :, None])
-    return same_document & (same_block | earlier)
+    rows, columns = (slice(None), slice(None), None), (slice(None), None, slice(None))
+    return reads(take(queries, rows), take(keys, columns))
+
+
+def reads(query: Layout, key: Layout) -> Bool[Tensor, "..."]:
+    """`allow` of tokens whose integers broadcast against each other, or of two tokens."""
+    earlier = key.public & (key.rank < query.rank)
+    return (query.document == key.document) & ((query.block == key.block) | earlier)
+
+
+def take(layout: Layout, place: Any) -> Layout:
+    """The tokens at `place`, any index of a tensor [B, L]."""
+    return Layout(layout.document[place], layout.block[place], layout.rank[place], layout.public[place])
 
 
 def count_pairs(queries: Layout, keys: Layout) -> int:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmgen.model.vocabulary import Vocabulary
 from mmgen.sequence import NO_LABEL
 
 Law = Callable[[Float[Tensor, "... V"]], Float[Tensor, "... V"]]
@@ -66,27 +67,9 @@ class JointConfig:
             raise ValueError(f"balance {self.balance} must be at least 0 (0 is none)")
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a head borrows: the text embedding, and the map from hidden states to logits (`Model.logits`)."""
-
-    embed: Callable[[Int[Tensor, "N"]], Float[Tensor, "N W"]]
-    unembed: Callable[[Float[Tensor, "... W"]], Float[Tensor, "... V"]]
-
-
 def plain(logits: Float[Tensor, "... V"]) -> Float[Tensor, "... V"]:
     """Log-probabilities of softmax(logits), in float32 at least."""
     return _wide(logits).log_softmax(-1)
-
-
-def token_log_probs(logits: Float[Tensor, "N *R V"], tokens: Int[Tensor, "N"]) -> Float[Tensor, "N *R"]:
-    """Of one token a row, in float32 at least; 0 where it is NO_LABEL."""
-    shape = logits.shape[:-1]
-    index = tokens.view(-1, *[1] * (len(shape) - 1)).expand(shape)
-    loss = F.cross_entropy(
-        _wide(logits).flatten(0, -2), index.flatten(), ignore_index=NO_LABEL, reduction="none"
-    )
-    return -loss.view(shape)
 
 
 def invert(probabilities: Float[Tensor, "... V"], uniform: Float[Tensor, "..."]) -> Int[Tensor, "..."]:

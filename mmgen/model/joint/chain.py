@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmgen.model.joint.base import Draft, JointConfig, JointHead, Law, Vocabulary, plain, token_log_probs
+from mmgen.model.joint.base import Draft, JointConfig, JointHead, Law, plain
 from mmgen.model.trunk import FeedForward, TrunkConfig
+from mmgen.model.vocabulary import Vocabulary
 
 
 class ChainHead(JointHead):
@@ -47,7 +48,7 @@ class ChainHead(JointHead):
             if offset:
                 # after a window's end any token will do: its term is 0
                 state = self.step(state, vocabulary.embed(tokens[:, offset - 1].clamp(min=0)))
-            terms.append(token_log_probs(vocabulary.unembed(state), tokens[:, offset]))
+            terms.append(vocabulary.log_prob(state, tokens[:, offset]))
         return torch.stack(terms).sum(0)
 
     @staticmethod
@@ -68,7 +69,7 @@ class ChainDraft(Draft):
     state: Float[Tensor, "N W"]
 
     def log_conditional(self) -> Float[Tensor, "N V"]:
-        return self.law(self.vocabulary.unembed(self.state))
+        return self.law(self.vocabulary.logits(self.state))
 
     def extend(self, tokens: Int[Tensor, "N"]) -> "ChainDraft":
         state = self.head.step(self.state, self.vocabulary.embed(tokens))

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmgen.model.joint.base import Draft, JointConfig, JointHead, Law, Vocabulary, plain, token_log_probs
+from mmgen.model.joint.base import Draft, JointConfig, JointHead, Law, plain
 from mmgen.model.trunk import TrunkConfig
+from mmgen.model.vocabulary import Vocabulary
 from mmgen.sequence import NO_LABEL
 
 TINY = 1e-30  # the logarithm of a use of 0 has no gradient
@@ -64,8 +65,9 @@ class MixtureHead(JointHead):
         for offset in range(self.num_tokens):
             if offset:
                 log_weights = self.advance(log_weights, hidden, offset - 1)
-            logits = vocabulary.unembed(self.states(hidden, offset))
-            log_weights = log_weights + token_log_probs(logits, tokens[:, offset])
+            states = self.states(hidden, offset)
+            each = tokens[:, offset, None].expand(states.shape[:-1])
+            log_weights = log_weights + vocabulary.log_prob(states, each)
         return log_weights.logsumexp(-1)
 
     @staticmethod
@@ -111,7 +113,7 @@ class MixtureDraft(Draft):
     @cached_property
     def _logits(self) -> Float[Tensor, "N R V"]:
         assert self.offset < self.head.num_tokens, "a window has k tokens"
-        return self.vocabulary.unembed(self.head.states(self.hidden, self.offset))
+        return self.vocabulary.logits(self.head.states(self.hidden, self.offset))
 
     @cached_property
     def _components(self) -> Float[Tensor, "N R V"]:
@@ -125,7 +127,7 @@ class MixtureDraft(Draft):
         posterior = self.log_weights + self._components.gather(-1, index).squeeze(-1)
         # the trunk's x_1 may lie outside of every component's nucleus: then by what softmax alone says
         ruled_out = posterior.isneginf().all(-1, keepdim=True)
-        untruncated = self.log_weights + token_log_probs(self._logits, tokens)
+        untruncated = self.log_weights + plain(self._logits).gather(-1, index).squeeze(-1)
         log_weights = untruncated.where(ruled_out, posterior).log_softmax(-1)
         offset = self.offset + 1
         if offset < self.head.num_tokens:
