@@ -135,6 +135,11 @@ def text_decoding(sizes: Sizes, batches: Sequence[int], seed: int) -> Iterator[C
     tokenizer, modalities = _modalities()
     torch.manual_seed(seed)
     ours = Model(sizes.trunk(3 * sizes.width, tied=True), modalities, tokenizer.vocab_size)
+    with torch.no_grad():
+        # as it is initialized a model repeats its last token whatever its layers do, and equal texts would say nothing
+        for parameter in ours.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        ours.text_embedding.weight[tokenizer.end] = 0  # a logit of 0 is never the largest: no text ends early
     theirs = Qwen3ForCausalLM(qwen3_config(ours.config, tokenizer.vocab_size)).eval()
     theirs.load_state_dict(to_qwen3(ours), strict=False)  # the head is the embedding
     theirs.tie_weights()
@@ -147,7 +152,9 @@ def text_decoding(sizes: Sizes, batches: Sequence[int], seed: int) -> Iterator[C
         generate = _qwen3_generate(theirs, tokenizer, prompts, plan.max_tokens)
         written = [tokenizer.decode(row) for row in generate()]
         if own.text != written or own.cost.tokens != batch * plan.max_tokens:
-            raise RuntimeError(f"the texts differ, so the work does: {own.text} and {written}")
+            raise RuntimeError(
+                f"the texts differ, so the work does: {own.cost.tokens} tokens, {own.text} and {written}"
+            )
         yield Case(
             "greedy text",
             "transformers",
@@ -301,8 +308,8 @@ def _our_step(parts: Parts, samples: Samples, precision: Precision, seed: int) -
 
 
 def _transfusion(sizes: Sizes, modalities: dict[str, Modality], seed: int) -> Any:
-    from loguru import logger
-    from transfusion_pytorch import Transfusion
+    from loguru import logger  # pyright: ignore[reportMissingImports]
+    from transfusion_pytorch import Transfusion  # pyright: ignore[reportMissingImports]
 
     logger.disable("transfusion_pytorch")  # a line for each sample
     torch.manual_seed(seed)

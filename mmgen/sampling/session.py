@@ -77,24 +77,20 @@ class Cache:
     def make_room(self, layout: Layout, num_tokens: Sequence[int]) -> None:
         """Appends the layout of new tokens, the first `num_tokens` of each row; the rest is padding.
 
-        The layers' `extend` then writes their keys and values.
+        The layers' `extend` then writes their keys and values. Padding is not kept, and there may be nothing that it
+        reads: what comes of it is not to be used.
         """
         first, longest = self.lengths, layout.shape[1]
         self.lengths = [held + num for held, num in zip(first, num_tokens, strict=True)]
         assert self.length <= self.capacity, "a cache is made large enough for its plan"
-        if (
-            len({*first}) == 1 and min(num_tokens) == longest
-        ):  # no row is apart from the others: a copy of whole rows
+        if len({*first}) == 1 and min(num_tokens) == longest:
+            # no row is apart from the others: a copy of whole rows
             self._place, self._taken = (slice(None), slice(first[0], self.length)), (slice(None),)
         else:
-            spans = [
-                (row, start, num) for row, (start, num) in enumerate(zip(first, num_tokens, strict=True))
-            ]
-            row = torch.tensor([row for row, _, num in spans for _ in range(num)])
-            column = torch.tensor([i for _, _, num in spans for i in range(num)])
-            start = torch.tensor(first)[row]
-            row, column, start = (x.to(layout.document.device) for x in (row, column, start))
-            self._place, self._taken = (row, start + column), (row, column)
+            new = [(row, i) for row, num in enumerate(num_tokens) for i in range(num)]
+            places = [(row, first[row] + i) for row, i in new]
+            index = torch.tensor([new, places], dtype=torch.long, device=layout.document.device)
+            self._taken, self._place = (tuple(each.unbind(-1)) for each in index)
         for name in ("document", "block", "rank", "public"):
             self.write(getattr(self._layout, name), getattr(layout, name))
 

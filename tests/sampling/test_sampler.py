@@ -188,6 +188,24 @@ def test_tokens_that_are_taken_back_leave_no_trace():
         torch.testing.assert_close(last[row], read_ids(fresh, [[7, 8]])[0])
 
 
+def test_what_is_read_is_written_in_place():
+    """Keys and values stay in the tensors that the first pass made, and what is there already stays as it is."""
+    net, parts = model(), modalities()
+    session = Session(net, parts, 2, 9)
+    session.read([[parts["text"].begin()]] * 2)
+    held = [[tensor.data_ptr() for tensor in layer.kv] for layer in session.cache.layers]
+    for ids, num_kept in (([[5, 6], [7, 8]], [2, 1]), ([[4, 4, 4], [9, 9, 9]], [3, 3])):
+        before = [tensor.clone() for pair in session.cache.past() for tensor in pair]
+        read_ids(session, ids)
+        after = [tensor for pair in session.cache.past() for tensor in pair]
+        for a, b in zip(before, after, strict=True):
+            for row, length in enumerate(session.cache.lengths):
+                old = length - len(ids[row])
+                assert torch.equal(a[row, :old], b[row, :old]) and b[row, old:length].ne(0).all()
+        session.forget([len(row) - num for row, num in zip(ids, num_kept, strict=True)])
+    assert held == [[tensor.data_ptr() for tensor in layer.kv] for layer in session.cache.layers]
+
+
 def read_ids(session: Session, ids: list[list[int]]) -> torch.Tensor:
     text = session.modalities["text"]
     starts = list(session.positions)
