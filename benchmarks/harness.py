@@ -32,6 +32,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -137,6 +138,13 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     if n > 1:
         half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
     return Estimate(mean, mean - half, mean + half, n)
+
+
+def power(lengths: ArrayLike, amounts: ArrayLike) -> Any:
+    """p of amounts [..., N] ~ lengths [N]^p by least squares of logarithms: how they grow."""
+    x = np.log(lengths)
+    x = x - x.mean()
+    return (np.log(amounts) * x).sum(-1) / (x**2).sum()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -225,7 +224,7 @@ def _powers(rows: Sequence[harness.Row], lengths: Sequence[int]) -> list[harness
                 slopes = []
                 for seed in dict.fromkeys(each["seed"] for each in own):
                     times = [each[prefix + name] for each in own if each["seed"] == seed]
-                    slopes.append(float(np.polyfit(np.log(lengths), np.log(times), 1)[0]))
+                    slopes.append(float(harness.power(lengths, times)))
                 row[name.replace("seconds", "power")] = harness.over_seeds(slopes)
             if len(row) > 3:
                 found.append(row)

@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grad_norm_
 from mmgen.hub.qwen3 import qwen3_config, to_qwen3
 from mmgen.modalities import Image, Modality, Text, build_modalities
 from mmgen.modalities.layout import BatchWriter, span_lengths
-from mmgen.model.model import Model, plan_batch
+from mmgen.model.model import Model
 from mmgen.model.trunk import TrunkConfig
 from mmgen.objectives import FlowMatching, FlowMatchingConfig
 from mmgen.objectives.draw import draw_state
@@ -28,7 +28,7 @@ from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
 from mmgen.sequence import Document
 from mmgen.tokenization.text import TextTokenizer, load_text_tokenizer
-from mmgen.training.feed import Feed
+from mmgen.training.feed import make_feed
 from mmgen.training.losses import compute_losses, weighted
 from mmgen.training.optim import OptimConfig, build_optimizer
 from mmgen.training.run import Parts
@@ -72,6 +72,11 @@ class Case:
     ours: Callable[[], Any]
     theirs: Callable[[], Any]
 
+    def under(self, precision: Precision) -> "Case":
+        """Both calls with matrix products of this precision."""
+        ours, theirs = under(precision, self.ours), under(precision, self.theirs)
+        return replace(self, precision=precision, ours=ours, theirs=theirs)
+
 
 def training(
     sizes: Sizes, matched: Sequence[Matched], precisions: Sequence[Precision], seed: int
@@ -112,17 +117,17 @@ def joint_sampling(
             assert calls[0]().cost.nfe == sizes.steps
             # the prompt is read by a call of its own
             assert _count_calls(theirs.transformer, calls[1]) == sizes.steps + 1
-            for precision in precisions:
-                yield Case(
-                    "picture of a text",
-                    "transfusion-pytorch",
-                    match,
-                    precision,
-                    batch,
-                    batch * sizes.side**2,
-                    (num_weights(ours), num_weights(theirs)),
-                    *(under(precision, call) for call in calls),
-                )
+            case = Case(
+                "picture of a text",
+                "transfusion-pytorch",
+                match,
+                "float32",
+                batch,
+                batch * sizes.side**2,
+                (num_weights(ours), num_weights(theirs)),
+                *calls,
+            )
+            yield from (case.under(precision) for precision in precisions)
 
 
 def text_decoding(sizes: Sizes, batches: Sequence[int], seed: int) -> Iterator[Case]:
@@ -190,17 +195,17 @@ def pictures(
                 # theirs puts the guided pictures beside the others, in one call
                 assert calls[0]().cost.nfe == sizes.steps * (1 if guidance == 1 else 2)
                 assert _count_calls(theirs, calls[1]) == sizes.steps
-                for precision in precisions:
-                    yield Case(
-                        "picture" if guidance == 1 else "guided picture",
-                        "diffusers",
-                        match,
-                        precision,
-                        batch,
-                        batch * sizes.side**2,
-                        (num_weights(ours), num_weights(theirs)),
-                        *(under(precision, call) for call in calls),
-                    )
+                case = Case(
+                    "picture" if guidance == 1 else "guided picture",
+                    "diffusers",
+                    match,
+                    "float32",
+                    batch,
+                    batch * sizes.side**2,
+                    (num_weights(ours), num_weights(theirs)),
+                    *calls,
+                )
+                yield from (case.under(precision) for precision in precisions)
 
 
 def num_weights(model: nn.Module) -> int:
@@ -298,7 +303,7 @@ def _our_step(parts: Parts, samples: Samples, precision: Precision, seed: int) -
             writer.write(0, document)
         batch = writer.finish()
         noisy = draw_state(batch, parts.modalities, parts.objective, seed)
-        feed = Feed(batch, noisy, plan_batch(batch, "runs"), remarks="")
+        feed = make_feed(batch, noisy, "runs", None, seed, 0)
         weighted(parts, compute_losses(parts, feed, precision, CPU)).backward()
         clip_grad_norm_(parts.model.parameters(), 1.0)
         optimizer.step()

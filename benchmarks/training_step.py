@@ -154,8 +154,8 @@ def _growth(arguments: Arguments) -> list[harness.Row]:
                 for length, took, flop in zip(lengths, np.median(seconds, axis=0), flops, strict=True)
             ]
             counted = {
-                "flops_power": power(np.array(lengths), np.array(flops)),
-                "flops_last_power": power(np.array(lengths[-2:]), np.array(flops[-2:])),
+                "flops_power": harness.power(lengths, flops),
+                "flops_last_power": harness.power(lengths[-2:], flops[-2:]),
             }
             powers.append({"what": f"growth with {axis}", "seed": seed, **of_axis[-1], **counted})
         powers.append(
@@ -194,18 +194,12 @@ def grown(lengths: np.ndarray, seconds: Float[np.ndarray, "R N"], seed: int) -> 
     medians = np.median(seconds[drawn], axis=1)
 
     def estimate(part: slice) -> Estimate:
-        found = power(lengths[part], medians[:, part])
+        found = harness.power(lengths[part], medians[:, part])
         low, high = np.quantile(found, [0.025, 0.975]).tolist()
-        value = power(lengths[part], np.median(seconds, axis=0)[part])
+        value = harness.power(lengths[part], np.median(seconds, axis=0)[part])
         return Estimate(float(value), low, high, num)
 
     return {"power": estimate(slice(None)), "last_power": estimate(slice(-2, None))}
-
-
-def power(lengths: np.ndarray, amounts: Float[np.ndarray, "*D N"]) -> Any:
-    """p of amounts ~ lengths^p with the least squares of logarithms; of the last axis."""
-    x = np.log(lengths) - np.log(lengths).mean()
-    return (np.log(amounts) * x).sum(-1) / (x**2).sum()
 
 
 if __name__ == "__main__":

@@ -122,6 +122,10 @@ class Layout:
     def shape(self) -> torch.Size:
         return self.document.shape
 
+    def take(self, place: Any) -> "Layout":
+        """The tokens at `place`, any index of a tensor [B, L]."""
+        return Layout(self.document[place], self.block[place], self.rank[place], self.public[place])
+
     @staticmethod
     def concat(layouts: Sequence["Layout"]) -> "Layout":
         """The layouts side by side, along L."""

@@ -9,7 +9,10 @@ from typing import TypeVar
 
 import tyro
 
+from mmgen.config import load_yaml, parse_overrides
+
 T = TypeVar("T")
+C = TypeVar("C")
 
 
 def parse(cls: type[T], argv: Sequence[str], prog: str) -> T:
@@ -39,6 +42,27 @@ def split(cls: type, argv: Sequence[str]) -> tuple[list[str], list[str]]:
             target = own if name in names or name == "help" else others
         target.append(word)
     return own, others
+
+
+def config_path(argv: Sequence[str], prog: str) -> tuple[str, list[str]]:
+    """The YAML file, which is the first word after `prog`, and the words after it."""
+    path, *rest = argv
+    if path.startswith("-"):
+        raise ValueError(f"the first word after `{prog}` is the YAML file, not {path}")
+    return path, rest
+
+
+def parse_with_config(cls: type[T], config: type[C], argv: Sequence[str], prog: str) -> tuple[T, C, str]:
+    """`prog CONFIG [--flag ...] [--a.b value ...]`: the dataclass `cls`, the configuration, and the path of its file.
+
+    Explains the flags and exits where nothing else is asked. Raises ValueError for bad values.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        parse(cls, ["--help"], f"{prog} CONFIG")
+    path, rest = config_path(argv, prog)
+    own, others = split(cls, rest)
+    args = parse(cls, own, prog)
+    return args, parse_overrides(config, load_yaml(path, config), others, f"{prog} {path}"), path
 
 
 def _one_line(box: str, prog: str) -> str:

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from mmgen.cli.arguments import parse, split
-from mmgen.cli.tables import amount, print_table, si
-from mmgen.config import load_yaml, parse_overrides
+from mmgen.cli.arguments import parse, parse_with_config
+from mmgen.cli.tables import amount, print_line, print_table, si
 from mmgen.evaluation.tradeoff import TradeoffConfig
 from mmgen.modalities import bands
 from mmgen.sampling.calibration import Machine
@@ -89,15 +88,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(argv: Sequence[str]) -> int:
-    prog = f"{PROG} train"
-    if not argv or argv[0] in ("-h", "--help"):
-        parse(Train, ["--help"], f"{prog} CONFIG")
-    path, *rest = argv
-    if path.startswith("-"):
-        raise ValueError(f"the first word after `{prog}` is the YAML file, not {path}")
-    own, others = split(Train, rest)
-    args = parse(Train, own, prog)
-    config = parse_overrides(RunConfig, load_yaml(path, RunConfig), others, f"{prog} {path}")
+    args, config, path = parse_with_config(Train, RunConfig, argv, f"{PROG} train")
     found = measure_training(config, args.steps, args.warmup, args.synthetic)
     if found is None:  # the first rank tells
         return 0
@@ -127,13 +118,8 @@ def _training_record(found: TrainingSpeed, args: Train, path: str) -> dict[str, 
 def _show_training(found: TrainingSpeed, args: Train, path: str) -> None:
     console = Console()
     documents = "full rows of made-up documents" if args.synthetic else "its own data"
-    console.print(f"{path}: {found.what}", markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"{_machine(found.machine)}; {args.steps} steps after {args.warmup}, {documents}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    print_line(console, f"{path}: {found.what}")
+    print_line(console, f"{_machine(found.machine)}; {args.steps} steps after {args.warmup}, {documents}")
     low, high = found.spread
     rows = [(f"{name} a second", amount(value)) for name, value in found.per_second.items()]
     rows += [
@@ -190,12 +176,7 @@ def _sampling_record(found: SamplingSpeed) -> dict[str, Any]:
 
 def _show_sampling(found: Sequence[SamplingSpeed], args: Sample, machine: Machine) -> None:
     console = Console()
-    console.print(
-        f"{args.run}; {_machine(machine)}; each call timed {args.repeats} times",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    print_line(console, f"{args.run}; {_machine(machine)}; each call timed {args.repeats} times")
     measured = ("ms", "90 %", "/s", "GFLOP/s", "MB")
     pictures = [each for each in found if each.probe.task == "generate"]
     if pictures:
@@ -220,11 +201,10 @@ def _show_sampling(found: Sequence[SamplingSpeed], args: Sample, machine: Machin
         if each.probe.task == "complete"
     ]
     print_table(console, ("texts", "a pass", "kept", "tokens", *measured), rows)
-    console.print(
+    print_line(
+        console,
         "ms: the median call, with the autoencoder; 90 %: what nine of ten calls take at most. /s: pictures, or "
         "tokens of all texts. GFLOP/s: masked keys counted, the autoencoder not. MB: keys and values of the batch.",
-        highlight=False,
-        soft_wrap=True,
     )
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from mmgen.cli.arguments import parse, split
+from mmgen.cli.arguments import parse_with_config
 from mmgen.cli.tables import amount, print_table, si
-from mmgen.config import load_yaml, parse_overrides
 from mmgen.devices import find_device
 from mmgen.training.cluster import Cluster
 from mmgen.training.estimate import Estimate, estimate
@@ -42,14 +41,7 @@ class Arguments:
 
 
 def main(argv: Sequence[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
-        parse(Arguments, ["--help"], f"{PROG} CONFIG")
-    path, *rest = argv
-    if path.startswith("-"):
-        raise ValueError(f"the first word after `mmgen estimate` is the YAML file, not {path}")
-    own, others = split(Arguments, rest)
-    args = parse(Arguments, own, PROG)
-    config = parse_overrides(RunConfig, load_yaml(path, RunConfig), others, f"{PROG} {path}")
+    args, config, path = parse_with_config(Arguments, RunConfig, argv, PROG)
     device = find_device(args.device)
     replicas = config.train.replicas
     if args.gpus % replicas:

@@ -7,6 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 
+def print_line(console: Console, line: str) -> None:
+    """Prints a line as it is: nothing in it is markup, and the terminal wraps it."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table whose columns but the first are numbers."""
     table = Table(box=box.SIMPLE_HEAD)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from mmgen.cli.arguments import config_path
 from mmgen.config import load_yaml, parse_overrides
 from mmgen.training.run import RunConfig
 
@@ -18,9 +19,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
-    path, *rest = argv
-    if path.startswith("-"):
-        raise ValueError(f"the first word after `mmgen train` is the YAML file, not {path}")
+    path, rest = config_path(argv, "mmgen train")
     resume = "--resume" in rest
     rest = [word for word in rest if word != "--resume"]
     config = parse_overrides(RunConfig, load_yaml(path, RunConfig), rest, f"mmgen train {path}")

@@ -70,9 +70,7 @@ class Cache:
 
     @property
     def layout(self) -> Layout:
-        here = slice(self.length)
-        own = self._layout
-        return Layout(own.document[:, here], own.block[:, here], own.rank[:, here], own.public[:, here])
+        return self._layout.take((slice(None), slice(self.length)))
 
     def make_room(self, layout: Layout, num_tokens: Sequence[int]) -> None:
         """Appends the layout of new tokens, the first `num_tokens` of each row; the rest is padding.

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.training_step import AROUND, CAPTION, SIDE, Arguments, _step, grown, power
+from benchmarks import harness
+from benchmarks.training_step import AROUND, CAPTION, SIDE, Arguments, _step, grown
 
 
 def test_powers_of_known_growth() -> None:
@@ -37,7 +38,7 @@ def test_steps_of_an_axis_grow_as_their_documents_do(axis, expected: tuple[float
     if axis == "context":
         assert taken.seen["tokens"] == 128 + SIDE**2
     low, high = expected
-    assert low < power(np.array(lengths), np.array([few, many])) < high
+    assert low < harness.power(lengths, [few, many]) < high
 
 
 @pytest.mark.parametrize(

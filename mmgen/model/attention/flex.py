@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from mmgen.model.attention.rule import reads, take
+from mmgen.model.attention.rule import reads
 from mmgen.sequence import Layout
 
 TILE = 128  # tokens of a tile's side: what a stream's length is a multiple of
@@ -71,7 +71,7 @@ class FlexAttention:
         """What torch's kernel takes, which cannot be sent between processes as the tensors in it can."""
 
         def reads_at(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return reads(take(self.queries, (row, query)), take(self.keys, (row, key)))
+            return reads(self.queries.take((row, query)), self.keys.take((row, key)))
 
         lists = (self.partial_keys, self.full_keys, self.partial_queries, self.full_queries)
         return BlockMask(

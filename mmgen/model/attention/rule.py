@@ -1,7 +1,5 @@
 """The mask rule. The only place that says which token reads which; every backend is checked against it."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -15,18 +13,13 @@ def allow(queries: Layout, keys: Layout) -> Bool[Tensor, "B Q K"]:
     Padding reads padding, so that no row of the mask is empty and no softmax is NaN; nothing real reads it.
     """
     rows, columns = (slice(None), slice(None), None), (slice(None), None, slice(None))
-    return reads(take(queries, rows), take(keys, columns))
+    return reads(queries.take(rows), keys.take(columns))
 
 
 def reads(query: Layout, key: Layout) -> Bool[Tensor, "..."]:
     """`allow` of tokens whose integers broadcast against each other, or of two tokens."""
     earlier = key.public & (key.rank < query.rank)
     return (query.document == key.document) & ((query.block == key.block) | earlier)
-
-
-def take(layout: Layout, place: Any) -> Layout:
-    """The tokens at `place`, any index of a tensor [B, L]."""
-    return Layout(layout.document[place], layout.block[place], layout.rank[place], layout.public[place])
 
 
 def count_pairs(queries: Layout, keys: Layout) -> int:
