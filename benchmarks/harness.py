@@ -38,6 +38,7 @@ from rich.table import Table
 from scipy import stats
 
 from mmgen.cli.arguments import parse
+from mmgen.cli.tables import print_line, show
 from mmgen.config import to_mapping
 from mmgen.evaluation.intervals import DRAWS, Estimate
 from mmgen.files import write_text
@@ -114,8 +115,8 @@ def run(
     out = arguments.out or RESULTS / f"{name}.json"
     write_text(out, json.dumps(record, indent=1, allow_nan=False) + "\n")
     console = Console()
-    console.print(table(name, rows))
-    console.print(f"{record['seconds']} s; written to {out}", markup=False, highlight=False, soft_wrap=True)
+    show(console, table(name, rows))
+    print_line(console, f"{record['seconds']} s; written to {out}")
     return out
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmgen.cli.arguments import parse
+from mmgen.cli.tables import show
 from mmgen.evaluation.tradeoff import AXES, TradeoffConfig
 from mmgen.sampling.calibration import Calibration
 from mmgen.sampling.predict import ModelFacts, predict_pictures
@@ -74,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         table.add_row(
             *where, str(cost.nfe), f"{cost.flops / 1e9:.3g}", f"{work.cache_bytes / 1e6:.3g}", seconds
         )
-    Console().print(table)
+    show(Console(), table)
     if calibration is None:
         print("seconds need a calibration on this machine: --calibrate makes one")
     return 0

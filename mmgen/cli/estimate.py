@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from mmgen.cli.arguments import parse_with_config
-from mmgen.cli.tables import amount, print_table, si
+from mmgen.cli.tables import amount, print_line, print_table, si
 from mmgen.devices import find_device
 from mmgen.training.cluster import Cluster
 from mmgen.training.estimate import Estimate, estimate
@@ -74,7 +74,7 @@ def _show(found: Estimate, cluster: Cluster, args: Arguments, path: str) -> None
     console = Console()
     device, time, tokens = cluster.device, found.time, found.tokens
     layout = f", {cluster.replicas} copies of {cluster.group} shards" if cluster.gpus > 1 else ""
-    console.print(f"{path} on {cluster.gpus} x {device.name}{layout}", markup=False, highlight=False)
+    print_line(console, f"{path} on {cluster.gpus} x {device.name}{layout}")
     total = sum(found.parameters.values())
     rows = [(name, amount(count), f"{count / total:.0%}") for name, count in found.parameters.items()]
     print_table(console, ("parameters", "", "share"), [*rows, ("total", amount(total), "")])
@@ -130,8 +130,8 @@ def _show(found: Estimate, cluster: Cluster, args: Arguments, path: str) -> None
             ("GPU-hours", f"{time.gpu_hours:,.0f}"),
         ],
     )
-    console.print(
+    print_line(
+        console,
         f"Assumed, not measured: products at {args.mfu:g} of the dense peak ({si(device.peak)}FLOP/s), datasheet "
         "bandwidths, communication beside the products, rows full of captions with a picture each.",
-        highlight=False,
     )

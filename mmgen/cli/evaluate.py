@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mmgen.cli.arguments import parse
+from mmgen.cli.tables import print_line, show
 from mmgen.data.source import SourceConfig
 from mmgen.evaluation.evaluate import EvaluateConfig, Evaluation, Row, evaluate
 from mmgen.evaluation.intervals import Estimate
@@ -87,14 +88,12 @@ def main(argv: Sequence[str]) -> int:
         )
     record = {"run": str(args.run), "weights": args.weights, "data": args.data, **evaluation.to_json()}
     write_text(folder / RESULT, json.dumps(record, indent=1, allow_nan=False) + "\n")
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console()
     for table in tables(evaluation):
-        console.print(table)
+        show(console, table)
     if evaluation.rows:
-        console.print(LEGEND, markup=False, highlight=False)
-    console.print(
-        f"Below each value its 95 % interval; written to {folder / RESULT}", markup=False, highlight=False
-    )
+        print_line(console, LEGEND)
+    print_line(console, f"Below each value its 95 % interval; written to {folder / RESULT}")
     return 0
 
 

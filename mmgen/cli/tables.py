@@ -12,6 +12,15 @@ def print_line(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def show(console: Console, table: Table) -> None:
+    """Prints a table at its own width: where a terminal or a pipe has less, lines wrap and no figure is cut short."""
+    before = console.width
+    own = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    console.width = max(own, before)  # print(width=) may only make it less
+    console.print(table)
+    console.width = before
+
+
 def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table whose columns but the first are numbers."""
     table = Table(box=box.SIMPLE_HEAD)
@@ -19,7 +28,7 @@ def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequenc
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    show(console, table)
 
 
 def amount(value: float) -> str:

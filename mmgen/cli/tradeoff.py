@@ -22,6 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mmgen.cli.arguments import parse
+from mmgen.cli.tables import print_line, show
 from mmgen.config import from_mapping, to_mapping
 from mmgen.evaluation.intervals import Estimate
 from mmgen.evaluation.policies import policy_rows
@@ -138,15 +139,14 @@ def main(argv: Sequence[str]) -> int:
     write_text(store.folder / SUMMARY, json.dumps(record, indent=1, allow_nan=False) + "\n")
     if run_config.log.wandb_project:
         _log(run, run_config, rows)
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    console.print(_table(rows, judge, floor))
-    console.print(_text_table(text))
-    console.print(
+    console = Console()
+    show(console, _table(rows, judge, floor))
+    show(console, _text_table(text))
+    print_line(
+        console,
         "calls: of the network, a picture; guidance: of each line the one with the least KID on one half of the "
         "prompts; figures: on the other half, "
         f"with 95 % intervals. *: no cheaper line is better. All plans: {store.folder / SUMMARY}",
-        markup=False,
-        highlight=False,
     )
     return 0
 
