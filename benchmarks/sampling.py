@@ -8,6 +8,8 @@ each token of text. The answers are the same (`largest_difference` of the pictur
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import cast
 from unittest import mock
 
 import torch
@@ -17,20 +19,19 @@ from torch import Tensor
 from benchmarks import harness
 from mmgen.modalities import build_modalities
 from mmgen.modalities.layout import BatchWriter, span_lengths
-from mmgen.model.attention import plan_attention
+from mmgen.model.attention import Attend, plan_attention
 from mmgen.model.model import Model
 from mmgen.model.trunk import TrunkConfig
 from mmgen.objectives import IMM, IMMConfig
 from mmgen.sampling import context as contexts
 from mmgen.sampling.cost import context_flops
-from mmgen.sampling.loops import Output
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.predict import Call, Work
 from mmgen.sampling.probes import Probe
 from mmgen.sampling.sampler import Result, Sampler
-from mmgen.sampling.session import Cache, Session, ToldTarget
+from mmgen.sampling.session import Cache, Refinement, Session, ToldTarget
 from mmgen.sampling.speed import picture_probes, text_probes
-from mmgen.sequence import Span, move
+from mmgen.sequence import Span, Stream, move
 from mmgen.tokenization.text import load_text_tokenizer
 from mmgen.training.ranks import default_device
 from mmgen.training.run import load
@@ -64,16 +65,16 @@ class Forgetful(Session):
 
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
-        self._read: list[list[Span]] = [[] for _ in range(self.rows)]
+        self.spans_read: list[list[Span]] = [[] for _ in range(self.rows)]
 
     def read_all(self, spans: Sequence[Sequence[Span]]) -> Float[Tensor, "R L W"]:
-        before = [sum(span_lengths(span)[0] for span in row) for row in self._read]
+        before = [sum(span_lengths(span)[0] for span in row) for row in self.spans_read]
         new = [sum(span_lengths(span)[0] for span in row) for row in spans]
-        for own, more in zip(self._read, spans, strict=True):
+        for own, more in zip(self.spans_read, spans, strict=True):
             own += more
         self.cache = Cache(self.rows, self.cache.capacity, len(self.cache.layers), self.device)
-        self.ranks, self._block = [0] * self.rows, 0
-        hidden = super().read_all(self._read)
+        self.ranks, self.next_block = [0] * self.rows, 0
+        hidden = super().read_all(self.spans_read)
         last = hidden.new_zeros(self.rows, max(new), hidden.shape[-1])
         for row, (start, num) in enumerate(zip(before, new, strict=True)):
             last[row, :num] = hidden[row, start : start + num]
@@ -81,7 +82,7 @@ class Forgetful(Session):
 
     def forget(self, num_tokens: Sequence[int]) -> None:
         super().forget(num_tokens)
-        for own, num in zip(self._read, num_tokens, strict=True):
+        for own, num in zip(self.spans_read, num_tokens, strict=True):
             while num:
                 span = own.pop()
                 assert span.ids is not None, "what is taken back is text"
@@ -90,21 +91,33 @@ class Forgetful(Session):
                 if kept:
                     own.append(replace(span, ids=span.ids[:kept], positions=span.positions[:kept]))
 
-    def output(self, spans: Sequence[Span], told_target: ToldTarget) -> Output:
-        writer = BatchWriter(self.rows, self.cache.length, 0, self.modalities)
-        for row, items in enumerate(self._read):
+    def outputs(
+        self, spans: Sequence[Sequence[Span]], told_target: ToldTarget, others: Sequence[Session] = ()
+    ) -> Refinement:
+        return Anew((self, *others), spans, told_target)
+
+
+class Anew(Refinement):
+    """Expands in every call what its sessions have read, in one pass over the rows of all."""
+
+    def __call__(self, x: Tensor, t: float, s: float, num: int) -> Sequence[Tensor]:
+        stream, attend = self._read(num)
+        self.sessions[0].model.expand(
+            stream, attend
+        )  # the keys and values that are refined against, once more
+        return super().__call__(x, t, s, num)
+
+    @cache  # noqa: B019 (an object of a few calls)
+    def _read(self, num: int) -> tuple[Stream, Attend]:
+        rows = [row for session in self.sessions[:num] for row in cast(Forgetful, session).spans_read]
+        longest = max(session.cache.length for session in self.sessions[:num])
+        writer = BatchWriter(len(rows), longest, 0, self.sessions[0].modalities)
+        for row, items in enumerate(rows):
             writer.begin(row, document=row)
             for span in items:
                 writer.add(span)
-        stream = move(writer.context, self.device)
-        attend = plan_attention(stream.layout, stream.layout, "dense")
-        refine = super().output(spans, told_target)
-
-        def output(x: Tensor, t: float, s: float) -> Tensor:
-            self.model.expand(stream, attend)  # the keys and values that `refine` reads, once more
-            return refine(x, t, s)
-
-        return output
+        stream = move(writer.context, self.sessions[0].device)
+        return stream, plan_attention(stream.layout, stream.layout, "dense")
 
 
 @contextmanager

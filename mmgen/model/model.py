@@ -95,7 +95,7 @@ class Model(nn.Module):
         t: Float[Tensor, "I"],
         s: Float[Tensor, "I"],
         attend: Attend,
-        past: Sequence[KeyValue],
+        past: Sequence[Past],
     ) -> dict[str, Float[Tensor, "B S D"]]:
         """G(x_t, t, s | context) for every state token, raw: `path.jump` interprets it. Writes nothing."""
         embedded, inputs, head = self._state_inputs(stream, x, t, s, attend)

@@ -30,7 +30,7 @@ class Growing(Protocol):
     """A block's part of a cache that is written in place. Never under a gradient: it holds what was written last."""
 
     def extend(self, k: Float[Tensor, "B L K E"], v: Float[Tensor, "B L K E"], /) -> KeyValue:
-        """Takes in the keys and values of new tokens, and returns all that there are."""
+        """Takes in the keys and values of new tokens where room was made for them, and returns all that there are."""
         ...
 
 
@@ -172,7 +172,7 @@ class Block(nn.Module):
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), kv
 
-    def refine(self, x: Tensor, inputs: Inputs, past: KeyValue) -> Tensor:
+    def refine(self, x: Tensor, inputs: Inputs, past: Past) -> Tensor:
         mlp = self.mlp if self.state_mlp is None else self.state_mlp
         if inputs.modulation is None:
             x = x + self.self_attn(self.input_layernorm(x), inputs.rope, inputs.attend, past)[0]
@@ -236,9 +236,7 @@ class Block(nn.Module):
             context, kv = self.expand(context, context_inputs, past)
         if state is not None:
             reads = kv if kv is not None else past
-            assert state_inputs is not None and isinstance(reads, tuple), (
-                "a state is refined against a context"
-            )
+            assert state_inputs is not None and reads is not None, "a state is refined against a context"
             state = self.refine(state, state_inputs, reads)
         return context, state, kv
 
@@ -281,7 +279,7 @@ class Trunk(nn.Module):
         return x, kvs
 
     def refine(
-        self, x: Float[Tensor, "B S W"], inputs: Inputs, past: Sequence[KeyValue]
+        self, x: Float[Tensor, "B S W"], inputs: Inputs, past: Sequence[Past]
     ) -> Float[Tensor, "B S W"]:
         """Hidden states of noisy tokens before the final norm, read against `past`; nothing is committed."""
         for index, (block, kv) in enumerate(zip(self.layers, past, strict=True)):

@@ -21,7 +21,7 @@ from mmgen.sampling.context import Context
 from mmgen.sampling.cost import Cost, head_flops, state_flops
 from mmgen.sampling.documents import Documents
 from mmgen.sampling.loops import (
-    Output,
+    Outputs,
     guided,
     guided_apart,
     heun,
@@ -34,6 +34,7 @@ from mmgen.sampling.plan import Plan, import_function
 from mmgen.sampling.request import Event, Listener, Part, Request
 from mmgen.sampling.text import TextDecoder
 from mmgen.sampling.verify import speculate
+from mmgen.sequence import Span
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,6 @@ class Made:
 
     parts: list[str | Float[Tensor, "D h w"]] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
-
-
-class _Counted:
-    """An output that counts its calls."""
-
-    def __init__(self, output: Output) -> None:
-        self.output = output
-        self.calls = 0
-
-    def __call__(self, x: Tensor, t: float, s: float) -> Tensor:
-        self.calls += 1
-        return self.output(x, t, s)
 
 
 class Batch:
@@ -138,14 +127,13 @@ class Batch:
         plan, more = self.plan, 0
         # a row that has ended may hold a pass beyond its limit, and go through another
         beyond = 2 * plan.tokens_per_pass
-        for number, kind in enumerate(self.asked):
+        for kind in self.asked:
             if kind == "text":
                 more += plan.max_tokens + beyond
             else:
                 more += 2 + (1 + plan.thinking + beyond if plan.thinking else 0)
-                # nobody reads the last block of the last picture
-                last = number + 1 == len(self.asked)
-                more += bands(*self.grid, plan.blocks)[-1].start if last else self.grid[0] * self.grid[1]
+                # the last block of the last picture, which nobody reads, stands here too while it is noisy
+                more += self.grid[0] * self.grid[1]
         return Context(self.model, self.documents.modalities, documents, more, self.cost)
 
     def _think(self, context: Context, number: int) -> None:
@@ -228,22 +216,12 @@ class Batch:
         parts = bands(*grid, plan.blocks)
         for block, (band, steps) in enumerate(zip(parts, plan.block_steps, strict=True)):
             noisy = [[image.noisy_band(*grid, start, band) for start in own] for own in starts]
-            outputs = [
-                _Counted(context.session.output(spans, self.objective.told_target))
-                for context, spans in zip(contexts, noisy, strict=True)
-            ]
+            outputs = self._outputs(contexts, noisy)
             generators = [
                 keyed_torch(*row.key("restart", block, *key))
                 for row, key in zip(self.rows, keys, strict=True)
             ]
-            x[:, band] = self._refine(outputs, x[:, band], steps, generators)
-            for context, counted in zip(contexts, outputs, strict=True):
-                tokens = band.stop - band.start
-                rows, seen = len(self.rows), context.session.cache.length + tokens
-                channels = image.channels, context.channels
-                flops = state_flops(self.model.config, rows, rows * tokens, seen, *channels)
-                self.cost.refine_flops += counted.calls * flops
-                self.cost.nfe += counted.calls
+            x[:, band] = self._refine(outputs, len(contexts), x[:, band], steps, generators)
             if self.listen is not None:
                 for row, tokens in enumerate(x.float().cpu()):
                     self._tell(row, number, latents=image.unpatchify(tokens, *grid), blocks=block + 1)
@@ -258,27 +236,42 @@ class Batch:
                 if not finished:
                     context.read()
         self._num_drawn += 1
-        held = sum(context.session.cache.num_bytes for context in contexts)
-        self.cost.memory = max(self.cost.memory, held)
         return [image.unpatchify(tokens, *grid) for tokens in x.float().cpu()]
+
+    def _outputs(self, contexts: Sequence[Context], noisy: Sequence[Sequence[Span]]) -> Outputs:
+        """Of a block, whose noisy spans are those of each context's rows; what they cost is counted."""
+        first, *others = (context.session for context in contexts)
+        outputs = first.outputs(noisy, self.objective.told_target, others)
+        held = sum(context.session.cache.num_bytes for context in contexts)
+        channels = self.documents.image.channels, contexts[0].channels
+
+        def counted(x: Tensor, t: float, s: float, num: int) -> Sequence[Tensor]:
+            rows, tokens = num * len(x), x.shape[1]
+            seen = max(context.session.cache.length for context in contexts[:num]) + tokens
+            self.cost.refine_flops += state_flops(self.model.config, rows, rows * tokens, seen, *channels)
+            self.cost.nfe += num
+            found = outputs(x, t, s, num)
+            self.cost.memory = max(self.cost.memory, held + outputs.num_bytes)
+            return found
+
+        return counted
 
     def _refine(
         self,
-        outputs: Sequence[Output],
+        outputs: Outputs,
+        num: int,
         x: Float[Tensor, "R S C"],
         steps: int,
         generators: list[torch.Generator],
     ) -> Float[Tensor, "R S C"]:
-        """A block of noise moved to the data. `outputs`: in full context, of its pictures alone, in none."""
+        """A block of noise moved to the data, by `num` conditions: full, of its pictures alone, none."""
         plan, path = self.plan, self.objective.path
         times = plan_times(steps, plan.shift, path.time_range)
-        if len(outputs) > 2:
+        if num > 2:
             assert plan.picture_guidance is not None, "two contexts last only where it is set"
-            full, pictures, null = outputs
-            weights = plan.guidance, plan.picture_guidance
-            output = guided_apart(full, pictures, null, *weights, plan.guidance_range)
+            output = guided_apart(outputs, plan.guidance, plan.picture_guidance, plan.guidance_range)
         else:
-            output = guided(outputs[0], outputs[-1], plan.guidance, plan.guidance_range)
+            output = guided(outputs, plan.guidance, plan.guidance_range)
         if plan.solver == "restart":
             sigma = self.documents.image.sigma_data
 

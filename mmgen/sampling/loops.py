@@ -15,6 +15,10 @@ Output = Callable[[Tensor, float, float], Tensor]
 """(x_t, t, s) -> G(x_t, t, s | context)"""
 
 
+Outputs = Callable[[Tensor, float, float, int], Sequence[Tensor]]
+"""(x_t, t, s, n) -> G under each of the first n conditions; the first is the whole one"""
+
+
 class Jump(Protocol):
     """(G, x_t, t, s) -> x_s, such as `Path.jump`."""
 
@@ -114,44 +118,44 @@ def restart(
     return x
 
 
-def guided(
-    output: Output, null: Output, guidance: float, between: tuple[float, float] = (0.0, 1.0)
-) -> Output:
-    """G_null + w (G - G_null) (IMM, section 5): two network calls where w is not 1.
+def one_by_one(*outputs: Output) -> Outputs:
+    """Conditions each of which has a network call of its own."""
+    return lambda x, t, s, num: [output(x, t, s) for output in outputs[:num]]
 
-    Only where t lies between two times, both included (arXiv 2404.07724); elsewhere it is G, by one call.
+
+def guided(outputs: Outputs, guidance: float, between: tuple[float, float] = (0.0, 1.0)) -> Output:
+    """G_null + w (G - G_null) (IMM, section 5), of the conditions whole and null; the second only where w is not 1.
+
+    And only where t lies between two times, both included (arXiv 2404.07724); elsewhere it is G.
     """
-    if guidance == 1:
-        return output
     low, high = between
 
     def mixed(x: Tensor, t: float, s: float) -> Tensor:
-        if not low <= t <= high:
-            return output(x, t, s)
-        base = null(x, t, s)
-        return base + guidance * (output(x, t, s) - base)
+        if guidance == 1 or not low <= t <= high:
+            return outputs(x, t, s, 1)[0]
+        full, null = outputs(x, t, s, 2)
+        return null + guidance * (full - null)
 
     return mixed
 
 
 def guided_apart(
-    output: Output,
-    pictures: Output,
-    null: Output,
+    outputs: Outputs,
     guidance: float,
     picture_guidance: float,
     between: tuple[float, float] = (0.0, 1.0),
 ) -> Output:
-    """G_null + v (G_pictures - G_null) + w (G - G_pictures): guidance by the pictures of a condition, v, and by what
-    its texts add to them, w, apart (InstructPix2Pix, arXiv 2211.09800, eq. 3), by three calls. v = w is `guided`.
+    """G_null + v (G_pictures - G_null) + w (G - G_pictures), of the conditions whole, pictures and null: guidance by
+    the pictures of a condition, v, and by what its texts add to them, w, apart (InstructPix2Pix, arXiv 2211.09800,
+    eq. 3). v = w is `guided`.
     """
     low, high = between
 
     def mixed(x: Tensor, t: float, s: float) -> Tensor:
         if not low <= t <= high:
-            return output(x, t, s)
-        base, middle = null(x, t, s), pictures(x, t, s)
-        return base + picture_guidance * (middle - base) + guidance * (output(x, t, s) - middle)
+            return outputs(x, t, s, 1)[0]
+        full, pictures, null = outputs(x, t, s, 3)
+        return null + picture_guidance * (pictures - null) + guidance * (full - pictures)
 
     return mixed
 

@@ -5,6 +5,7 @@
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -234,16 +235,18 @@ def _pictures(
     else:
         calls.append(Call("prefill", 1, rows, contexts[0], contexts[0]))
     calls += [Call("prefill", 1, rows, context, context) for context in contexts[1:]]
-    nfe = 0
+    nfe = copied = 0
     for number, (band, steps) in enumerate(zip(parts, plan.block_steps, strict=True)):
-        evaluations = _evaluations(plan, steps, facts.time_range)
-        nfe += sum(evaluations)
         tokens = band.stop - band.start
-        for context, times in zip(contexts, evaluations, strict=False):
-            calls.append(Call("refine", times, rows, tokens, context + band.stop))
-            if number + 1 < len(parts):
-                calls.append(Call("commit", 1, rows, tokens, context + band.stop))
-    room += sum(context + parts[-1].start for context in contexts)
+        evaluations = _evaluations(plan, steps, facts.time_range)
+        for num, times in evaluations.items():
+            nfe += num * times
+            calls.append(Call("refine", times, num * rows, tokens, max(contexts[:num]) + band.stop))
+        if number + 1 < len(parts):
+            calls += [Call("commit", 1, rows, tokens, context + band.stop) for context in contexts]
+        # of several contexts that are refined at once
+        copied = max(copied, sum(num * (max(contexts) + band.stop) for num in evaluations if num > 1))
+    room += contexts[0] + size + sum(context + parts[-1].start for context in contexts[1:]) + copied
     if plan.candidates > 1:
         length = described_tokens(grid) + max(prompt_tokens)
         mean = sum(prompt_tokens) / len(prompt_tokens) + 1  # with the token that ends it
@@ -251,18 +254,15 @@ def _pictures(
     return Batch(rows, tuple(calls), nfe * plan.candidates, rows * room, len(prompt_tokens) * size)
 
 
-def _evaluations(plan: Plan, steps: int, time_range: tuple[float, float]) -> tuple[int, int]:
-    """How often a block's steps call the network with the prompt and without: the loops run, on nothing."""
-    counts = [0, 0]
+def _evaluations(plan: Plan, steps: int, time_range: tuple[float, float]) -> Counter[int]:
+    """How often a block's steps call the network for so many conditions at once: the loops run, on nothing."""
+    counts = Counter()
 
-    def network(which: int):
-        def output(x: Tensor, t: float, s: float) -> Tensor:
-            counts[which] += 1
-            return x
+    def network(x: Tensor, t: float, s: float, num: int) -> list[Tensor]:
+        counts[num] += 1
+        return [x] * num
 
-        return output
-
-    output = guided(network(0), network(1), plan.guidance, plan.guidance_range)
+    output = guided(network, plan.guidance, plan.guidance_range)
     times = plan_times(steps, plan.shift, time_range)
     nothing = torch.zeros(())
     if plan.solver == "restart":
@@ -271,7 +271,7 @@ def _evaluations(plan: Plan, steps: int, time_range: tuple[float, float]) -> tup
         own = {"euler": pushforward, "heun": heun}
         solve = own.get(plan.solver) or import_function(plan.solver, "solver")
         solve(output, _stay, nothing, times)
-    return counts[0], counts[1]
+    return counts
 
 
 def _stay(output: Tensor, x: Tensor, t: float, s: float, /) -> Tensor:

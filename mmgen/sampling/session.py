@@ -1,11 +1,13 @@
 """A session: rows of half-finished documents over one model, with their key/value cache.
 
 The two verbs of the design, batched over requests: `read` expands (what it reads is committed and never revised),
-`output` refines (it reads the cache and writes nothing). Rows may have read different numbers of tokens: padding is a
+`outputs` refines (it reads the cache and commits nothing). Rows may have read different numbers of tokens: padding is a
 token of no document, which the mask rule hides.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -32,14 +34,18 @@ class Layer:
 
     def extend(self, k: Float[Tensor, "R L K E"], v: Float[Tensor, "R L K E"]) -> KeyValue:
         """Writes those of the tokens that the cache has made room for; returns all that it holds."""
-        if self.kv is None:
-            # a head's keys side by side in memory, as its query takes them
-            num_heads, dim = k.shape[2:]
-            shape = len(k), num_heads, self.cache.capacity, dim
-            self.kv = k.new_zeros(shape).transpose(1, 2), v.new_zeros(shape).transpose(1, 2)
-        for own, new in zip(self.kv, (k, v), strict=True):
+        for own, new in zip(self.tensors(k), (k, v), strict=True):
             self.cache.write(own, new)
         return self.past
+
+    def tensors(self, like: Float[Tensor, "B L K E"]) -> KeyValue:
+        """Those of all rows, made when first asked for, of heads and numbers as `like` has them."""
+        if self.kv is None:
+            # a head's keys side by side in memory, as its query takes them
+            num_heads, dim = like.shape[2:]
+            shape = len(self.cache.lengths), num_heads, self.cache.capacity, dim
+            self.kv = like.new_zeros(shape).transpose(1, 2), like.new_zeros(shape).transpose(1, 2)
+        return self.kv
 
     @property
     def past(self) -> KeyValue:
@@ -106,6 +112,37 @@ class Cache:
     def past(self) -> list[KeyValue]:
         return [layer.past for layer in self.layers]
 
+    def beside(self) -> "Cache":
+        """The same keys and values, for tokens that are appended behind the longest row and not kept."""
+        other = Cache(len(self.lengths), self.capacity, len(self.layers), self._layout.document.device)
+        for name in ("document", "block", "rank", "public"):
+            getattr(other._layout, name)[:, : self.length] = getattr(self.layout, name)
+        for own, layer in zip(other.layers, self.layers, strict=True):
+            own.kv = layer.kv
+        other.lengths = [self.length] * len(self.lengths)
+        return other
+
+    @staticmethod
+    def stack(caches: Sequence["Cache"], room: int) -> "Cache":
+        """The rows of several caches below each other, copied, with room for so many tokens more.
+
+        Rows are filled up with padding, so that new tokens stand in the same columns of all.
+        """
+        held = max(cache.length for cache in caches)
+        rows = [cache.layout.shape[0] for cache in caches]
+        stacked = Cache(sum(rows), held + room, len(caches[0].layers), caches[0].layout.document.device)
+        start = 0
+        for cache, num in zip(caches, rows, strict=True):
+            place = slice(start, start + num), slice(0, cache.length)
+            for name in ("document", "block", "rank", "public"):
+                getattr(stacked._layout, name)[place] = getattr(cache.layout, name)
+            for into, layer in zip(stacked.layers, cache.layers, strict=True):
+                for own, past in zip(into.tensors(layer.past[0]), layer.past, strict=True):
+                    own[place] = past
+            start += num
+        stacked.lengths = [held] * sum(rows)
+        return stacked
+
     @property
     def num_bytes(self) -> int:
         return sum(tensor.nbytes for layer in self.layers for tensor in layer.kv or ())
@@ -122,7 +159,7 @@ class Session:
         self.rows = rows
         self.ranks = [0] * rows
         self.positions = [0] * rows
-        self._block = 0
+        self.next_block = 0
 
     def read(self, spans: Sequence[Sequence[Span]]) -> Float[Tensor, "R W"]:
         """Expand each row by its spans; an empty list leaves a row as it is.
@@ -137,13 +174,13 @@ class Session:
     def read_all(self, spans: Sequence[Sequence[Span]]) -> Float[Tensor, "R L W"]:
         """`read`, returning the final hidden states of all new tokens, each row's from the left."""
         lengths = [sum(span_lengths(span)[0] for span in row) for row in spans]
-        writer = BatchWriter(self.rows, max(lengths), 0, self.modalities, first_block=self._block)
+        writer = BatchWriter(self.rows, max(lengths), 0, self.modalities, first_block=self.next_block)
         for row, items in enumerate(spans):
             writer.begin(row, document=row, rank=self.ranks[row])
             for span in items:
                 self.ranks[row] = writer.add(span)
                 self.positions[row] = span.next_position
-        self._block = writer.block
+        self.next_block = writer.block
         stream = move(writer.context, self.device)
         self.cache.make_room(stream.layout, lengths)
         attend = plan_attention(stream.layout, self.cache.layout, "dense")
@@ -159,19 +196,78 @@ class Session:
 
     def output(self, spans: Sequence[Span], told_target: ToldTarget) -> Output:
         """G(x, t, s | what each row has read), for one noisy span a row at the row's present rank; x is [R, S, D]."""
-        name = spans[0].modality
-        writer = BatchWriter(self.rows, 0, max(map(len, spans)), self.modalities, first_block=self._block)
-        for row, span in enumerate(spans):
-            writer.begin(row, document=row, rank=self.ranks[row])
-            writer.add(span)
-        stream = move(writer.state, self.device)
-        attend = plan_attention(stream.layout, Layout.concat([self.cache.layout, stream.layout]), "dense")
-        past = self.cache.past()
+        outputs = self.outputs([spans], told_target)
+        return lambda x, t, s: outputs(x, t, s, 1)[0]
 
-        def output(x: Tensor, t: float, s: float) -> Tensor:
-            now, target = (
-                torch.full((self.rows,), time, dtype=torch.float64, device=x.device) for time in (t, s)
-            )
-            return self.model.refine(stream, {name: x}, now, told_target(now, target), attend, past)[name]
+    def outputs(
+        self, spans: Sequence[Sequence[Span]], told_target: ToldTarget, others: Sequence["Session"] = ()
+    ) -> "Refinement":
+        """`output` given what this session has read, and given what each of the others has, all in one call.
 
-        return output
+        `spans` has those of every session. The keys and values of what was read are copied at the first call, but for
+        those of this session alone where it has room for the noisy tokens behind them.
+        """
+        return Refinement((self, *others), spans, told_target)
+
+
+class Refinement:
+    """`Outputs` of some sessions' rows, which all have the same state. Nothing else may be read while it is in use."""
+
+    def __init__(
+        self, sessions: Sequence[Session], spans: Sequence[Sequence[Span]], told_target: ToldTarget
+    ) -> None:
+        self.sessions = sessions
+        self.spans = spans
+        self.told_target = told_target
+        self._calls: dict[int, _Call] = {}
+
+    def __call__(self, x: Tensor, t: float, s: float, num: int) -> Sequence[Tensor]:
+        if num not in self._calls:
+            self._calls[num] = _Call(self.sessions[:num], self.spans[:num])
+        return self._calls[num](x, t, s, self.told_target)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of keys and values, beside those that the sessions hold."""
+        return sum(call.num_bytes for call in self._calls.values())
+
+
+class _Call:
+    """Noisy spans of all rows of some sessions of a model, in one call: each session's rows have the same state."""
+
+    def __init__(self, sessions: Sequence[Session], spans: Sequence[Sequence[Span]]) -> None:
+        first = sessions[0]
+        self.model = first.model
+        self.num = len(sessions)
+        self.name = spans[0][0].modality
+        self.rows = sum(session.rows for session in sessions)
+        longest = max(map(len, chain.from_iterable(spans)))
+        block = max(session.next_block for session in sessions)
+        writer = BatchWriter(self.rows, 0, longest, first.modalities, first_block=block)
+        row = 0
+        for session, own in zip(sessions, spans, strict=True):
+            for document, span in enumerate(own):
+                writer.begin(row, document, session.ranks[document])
+                writer.add(span)
+                row += 1
+        stream = move(writer.state, first.device)
+        assert stream.instance is not None, "state tokens belong to instances"
+        # a row is of one instance, whose modulation is then broadcast, not gathered for every token
+        self.stream = replace(stream, instance=stream.instance[:, :1])
+        # every call writes the state's keys and values over those of the call before
+        caches = [session.cache for session in sessions]
+        fits = self.num == 1 and caches[0].length + longest <= caches[0].capacity
+        self.cache = caches[0].beside() if fits else Cache.stack(caches, longest)
+        self.num_bytes = 0 if fits else self.cache.num_bytes
+        self.cache.make_room(self.stream.layout, [longest] * self.rows)
+        self.attend = plan_attention(self.stream.layout, self.cache.layout, "dense")
+
+    def __call__(self, x: Tensor, t: float, s: float, told_target: ToldTarget) -> Sequence[Tensor]:
+        now, target = (
+            torch.full((self.rows,), time, dtype=torch.float64, device=x.device) for time in (t, s)
+        )
+        state = {self.name: torch.cat([x] * self.num)}
+        found = self.model.refine(
+            self.stream, state, now, told_target(now, target), self.attend, self.cache.layers
+        )
+        return found[self.name].chunk(self.num)

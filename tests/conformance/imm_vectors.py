@@ -20,6 +20,7 @@ from mmgen.sampling.loops import (
     Output,
     edm_grid,
     guided,
+    one_by_one,
     pushforward,
     restart,
     through_grid,
@@ -92,7 +93,8 @@ def toy(vectors: Vectors, path: Path, second_time: str, onehot: Tensor | None) -
 
 def with_guidance(vectors: Vectors, path: Path, second_time: str, onehot: Tensor, guidance: float) -> Output:
     conditional = toy(vectors, path, second_time, onehot)
-    return guided(conditional, toy(vectors, path, second_time, torch.zeros_like(onehot)), guidance)
+    null = toy(vectors, path, second_time, torch.zeros_like(onehot))
+    return guided(one_by_one(conditional, null), guidance)
 
 
 def schedules(vectors: Vectors) -> Computed:

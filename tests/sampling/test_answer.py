@@ -17,7 +17,7 @@ from mmgen.objectives import IMM, FlowMatching, FlowMatchingConfig, IMMConfig, O
 from mmgen.rng import keyed_numpy, keyed_torch
 from mmgen.sampling.adaptive import Policy, answer_adaptively
 from mmgen.sampling.cost import Cost
-from mmgen.sampling.loops import guided, pushforward
+from mmgen.sampling.loops import guided, one_by_one, pushforward
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.request import Event, Request
 from mmgen.sampling.sampler import Sampler
@@ -93,7 +93,7 @@ def draw_from(
         span = image.noisy_band(*grid, size.next_position, bands(*grid, 1)[0])
         outputs.append(session.output([span], draws.objective.told_target))
     times = [0.994 * (1 - i / plan.block_steps[0]) for i in range(plan.block_steps[0] + 1)]
-    output = guided(outputs[0], outputs[-1], plan.guidance)
+    output = guided(one_by_one(*outputs), plan.guidance)
     x = pushforward(output, draws.objective.path.jump, 0.5 * noise[None].double(), times)
     return image.unpatchify(x[0].float(), *grid)
 

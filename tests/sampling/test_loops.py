@@ -10,6 +10,7 @@ from mmgen.sampling.loops import (
     edm_grid,
     guided,
     heun,
+    one_by_one,
     pushforward,
     restart,
     shifted,
@@ -182,11 +183,11 @@ def test_guidance_of_one_makes_no_second_call_and_of_zero_is_the_null():
     def never(x, t, s):
         raise AssertionError("called")
 
-    ones = guided(lambda x, t, s: x + 1, never, 1.0)
+    ones = guided(one_by_one(lambda x, t, s: x + 1, never), 1.0)
     assert ones(torch.zeros(1), 1.0, 0.0) == 1
-    mixed = guided(lambda x, t, s: x + 1, lambda x, t, s: x - 1, 3.0)
-    assert mixed(torch.zeros(1), 1.0, 0.0) == 5
-    assert guided(lambda x, t, s: x + 1, lambda x, t, s: x - 1, 0.0)(torch.zeros(1), 1.0, 0.0) == -1
+    both = one_by_one(lambda x, t, s: x + 1, lambda x, t, s: x - 1)
+    assert guided(both, 3.0)(torch.zeros(1), 1.0, 0.0) == 5
+    assert guided(both, 0.0)(torch.zeros(1), 1.0, 0.0) == -1
 
 
 def test_guidance_outside_of_its_range_makes_no_second_call():
@@ -196,7 +197,7 @@ def test_guidance_outside_of_its_range_makes_no_second_call():
         asked.append(t)
         return x - 1
 
-    mixed = guided(lambda x, t, s: x + 1, null, 3.0, (0.25, 0.75))
+    mixed = guided(one_by_one(lambda x, t, s: x + 1, null), 3.0, (0.25, 0.75))
     found = [float(mixed(torch.zeros(1), t, 0.0)) for t in (1.0, 0.75, 0.5, 0.25, 0.1)]
     assert found == [1, 5, 5, 5, 1] and asked == [0.75, 0.5, 0.25]
 

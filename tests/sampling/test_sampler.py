@@ -16,7 +16,7 @@ from mmgen.model.joint import JointConfig, JointKind
 from mmgen.model.model import plan_batch
 from mmgen.objectives import IMM, FlowMatching, FlowMatchingConfig, IMMConfig, Objective
 from mmgen.rng import keyed_numpy, keyed_torch
-from mmgen.sampling.loops import guided, pushforward, tempered
+from mmgen.sampling.loops import guided, one_by_one, pushforward, tempered
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
 from mmgen.sampling.session import Session
@@ -317,7 +317,7 @@ def test_blocks_through_the_cache_equal_blocks_computed_from_scratch(guidance: f
             session.read([[*condition, size, *above]])
             outputs.append(session.output([image.noisy_band(4, 4, start, band)], MOMENTS.told_target))
         times = [0.994 * (1 - i / steps) for i in range(steps + 1)]
-        x[band] = pushforward(guided(outputs[0], outputs[1], guidance), jump, x[None, band], times)[0]
+        x[band] = pushforward(guided(one_by_one(*outputs), guidance), jump, x[None, band], times)[0]
         values = x[band].float()
         read.append((band, values, image.commit(values, noise)))
     torch.testing.assert_close(drawn[0], image.unpatchify(x.float(), 4, 4), rtol=0, atol=1e-6)
