@@ -39,7 +39,7 @@ class Sample:
     steps: tuple[int, ...] | None = None
     """refinement steps of a picture, or one number for each of its blocks"""
     guidance: float | None = None
-    """1 is none; larger follows the prompt more closely and costs two network calls a step"""
+    """1 is none; larger follows the prompt more closely and costs two network evaluations a step, in one call"""
     guidance_range: tuple[float, float] | None = None
     """two times of [0, 1] (0: the picture, 1: noise); steps that begin outside have no guidance and cost one call"""
     picture_guidance: float | None = None
