@@ -30,6 +30,8 @@ HELD_OUT = {"glosses": ("validation", "text"), "captions": ("unseen_concepts", "
 
 @dataclass(frozen=True)
 class Arguments(harness.Arguments):
+    heads: tuple[JointKind, ...] = HEADS
+    """Each trained with a trunk of its own."""
     tokens: tuple[int, ...] = (2, 4, 8)
     """Tokens a pass."""
     temperature: tuple[float, ...] = (1.0, 0.0)
@@ -63,7 +65,7 @@ def measure(arguments: Arguments) -> list[harness.Row]:
             {"joint.kind": head},
         )
         for seed in range(arguments.seeds)
-        for head in HEADS
+        for head in arguments.heads
     }
     arms.train(list(runs.values()), arguments.workers)
     rows: list[harness.Row] = []
