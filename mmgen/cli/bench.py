@@ -14,6 +14,7 @@ from mmgen.cli.tables import amount, print_line, print_table, si
 from mmgen.evaluation.tradeoff import TradeoffConfig
 from mmgen.modalities import bands
 from mmgen.sampling.calibration import Machine
+from mmgen.sampling.sampler import SamplingPrecision
 from mmgen.sampling.speed import SamplingSpeed, measure_sampling, picture_probes, text_probes
 from mmgen.training.run import RunConfig, load
 from mmgen.training.speed import TrainingSpeed, measure_training
@@ -61,6 +62,8 @@ class Sample:
     """of each request"""
     max_tokens: int = 32
     """of each text, which may end before"""
+    precision: SamplingPrecision = "float32"
+    """of matrix products and the cache: float32 or bf16"""
     repeats: int = 5
     """how often each call is timed"""
     json: bool = False
@@ -140,7 +143,7 @@ def _show_training(found: TrainingSpeed, args: Train, path: str) -> None:
 
 def _sample(argv: Sequence[str]) -> int:
     args = parse(Sample, argv, f"{PROG} sample")
-    sampler = load(args.run)
+    sampler = load(args.run, precision=args.precision)
     probes = text_probes(sampler, args.batch_sizes, args.prompt_tokens, args.max_tokens)
     if "image" in sampler.modalities:
         axes = {"blocks": args.blocks, "steps": args.steps, "guidance": args.guidance}
@@ -151,7 +154,7 @@ def _sample(argv: Sequence[str]) -> int:
     machine = Machine.here(sampler.model.text_embedding.weight.device)
     found = measure_sampling(probes, args.repeats)
     if args.json:
-        record = {"run": args.run, "machine": dataclasses.asdict(machine)}
+        record = {"run": args.run, "precision": args.precision, "machine": dataclasses.asdict(machine)}
         print(json.dumps({**record, "calls": [_sampling_record(each) for each in found]}, indent=1))
     else:
         _show_sampling(found, args, machine)
@@ -176,7 +179,9 @@ def _sampling_record(found: SamplingSpeed) -> dict[str, Any]:
 
 def _show_sampling(found: Sequence[SamplingSpeed], args: Sample, machine: Machine) -> None:
     console = Console()
-    print_line(console, f"{args.run}; {_machine(machine)}; each call timed {args.repeats} times")
+    print_line(
+        console, f"{args.run} in {args.precision}; {_machine(machine)}; each call timed {args.repeats} times"
+    )
     measured = ("ms", "90 %", "/s", "GFLOP/s", "MB")
     pictures = [each for each in found if each.probe.task == "generate"]
     if pictures:

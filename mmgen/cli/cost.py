@@ -13,8 +13,9 @@ from mmgen.cli.arguments import parse
 from mmgen.cli.tables import show
 from mmgen.evaluation.tradeoff import AXES, TradeoffConfig
 from mmgen.sampling.calibration import Calibration
-from mmgen.sampling.predict import ModelFacts, predict_pictures
+from mmgen.sampling.predict import predict_pictures
 from mmgen.sampling.probes import calibrate
+from mmgen.sampling.sampler import SamplingPrecision
 from mmgen.training.run import load, run_folder
 
 CALIBRATION = "calibration.json"
@@ -40,6 +41,8 @@ class Cost:
     """of the text of each prompt"""
     size: tuple[int, int] | None = None
     """height and width of a picture in pixels"""
+    precision: SamplingPrecision = "float32"
+    """of matrix products and the cache: float32 or bf16; a calibration is of one of them"""
     calibrate: bool = False
     """time some calls on this machine first (a few minutes), to be kept in the run's folder: seconds are shown then"""
     batch_sizes: tuple[int, ...] = (1, 8, 64)
@@ -54,8 +57,7 @@ class Cost:
 
 def main(argv: Sequence[str]) -> int:
     args = parse(Cost, argv, "mmgen cost")
-    sampler = load(args.run)
-    facts = ModelFacts.of(sampler.model, sampler.modalities, sampler.objective)
+    sampler = load(args.run, precision=args.precision)
     grid = sampler.image.token_grid(*(args.size or sampler.size))
     device = sampler.model.text_embedding.weight.device
     path = run_folder(args.run) / CALIBRATION
@@ -68,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     for name in (*shown, "calls", "GFLOP", "MB", "seconds"):
         table.add_column(name, justify="right")
     for plan in TradeoffConfig(axes).plans(sampler.plan):
-        work = predict_pictures(facts, plan, [args.prompt_tokens] * args.num, grid)
+        work = predict_pictures(sampler.facts, plan, [args.prompt_tokens] * args.num, grid)
         cost = work.cost
         seconds = f"{calibration.seconds(work):.3g}" if calibration else ""
         where = (f"{getattr(plan, name):g}" for name in shown)

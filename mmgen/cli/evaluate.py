@@ -19,6 +19,7 @@ from mmgen.data.source import SourceConfig
 from mmgen.evaluation.evaluate import EvaluateConfig, Evaluation, Row, evaluate
 from mmgen.evaluation.intervals import Estimate
 from mmgen.files import write_text
+from mmgen.sampling.sampler import SamplingPrecision
 from mmgen.training.run import load, load_run_config, run_folder
 
 RESULT = "evaluation.json"
@@ -64,11 +65,13 @@ class Evaluate:
     """folder of another data set; default: what the run was trained on"""
     weights: str = "ema"
     """ema (averaged) or model"""
+    precision: SamplingPrecision = "float32"
+    """of matrix products and the cache: float32 or bf16"""
 
 
 def main(argv: Sequence[str]) -> int:
     args = parse(Evaluate, argv, "mmgen evaluate")
-    sampler = load(args.run, args.weights)
+    sampler = load(args.run, args.weights, args.precision)
     folder = run_folder(args.run)
     sources = load_run_config(folder).data.sources
     if args.data is not None:
@@ -86,7 +89,13 @@ def main(argv: Sequence[str]) -> int:
             config,
             lambda what, n, of: bar.update(task, description=what, completed=n, total=of),
         )
-    record = {"run": str(args.run), "weights": args.weights, "data": args.data, **evaluation.to_json()}
+    record = {
+        "run": str(args.run),
+        "weights": args.weights,
+        "precision": args.precision,
+        "data": args.data,
+        **evaluation.to_json(),
+    }
     write_text(folder / RESULT, json.dumps(record, indent=1, allow_nan=False) + "\n")
     console = Console()
     for table in tables(evaluation):

@@ -15,6 +15,7 @@ from mmgen.sampling.adaptive import Policy, answer_adaptively
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.planner import Budget, Planner
 from mmgen.sampling.request import Answer, Event, Kind, Request
+from mmgen.sampling.sampler import SamplingPrecision
 from mmgen.training.run import load, run_folder
 
 
@@ -41,9 +42,9 @@ class Sample:
     guidance: float | None = None
     """1 is none; larger follows the prompt more closely and costs two network evaluations a step, in one call"""
     guidance_range: tuple[float, float] | None = None
-    """two times of [0, 1] (0: the picture, 1: noise); steps that begin outside have no guidance and cost one call"""
+    """two times of [0, 1] (0: the picture, 1: noise); steps that begin outside have none, and cost one evaluation"""
     picture_guidance: float | None = None
-    """the same of pictures in --given, apart from its texts: a third call a step"""
+    """the same of pictures in --given, apart from its texts: a third evaluation a step"""
     budget: str | None = None
     """of a picture, as 0.5s, 20ms, 8nfe or 3gflop: the best plan within it of those that mmgen tradeoff measured"""
     adaptive: bool = False
@@ -77,6 +78,8 @@ class Sample:
     """height and width of a picture in pixels"""
     weights: str = "ema"
     """ema (averaged) or model"""
+    precision: SamplingPrecision = "float32"
+    """of matrix products and the cache: float32 or bf16"""
     out: Path | None = None
     """a .png for one grid of all pictures, or a folder for one file each"""
     stream: bool = False
@@ -99,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
     out = args.out or Path("sample.png")
     if out.suffix and out.suffix != ".png":
         raise ValueError(f"--out {out}: a name that ends in .png, or a folder")
-    sampler = load(args.run, args.weights)
+    sampler = load(args.run, args.weights, args.precision)
     asked_plan = {f.name: value for f in fields(Plan) if (value := getattr(args, f.name)) is not None}
     if args.steps is not None and len(args.steps) == 1:
         asked_plan["steps"] = args.steps[0]
@@ -170,7 +173,7 @@ def _within(args: Sample, asked_plan: dict[str, object]) -> Plan | Policy:
     budget = Budget.parse(args.budget or "")
     folder = run_folder(args.run)
     path = folder / "tradeoff" / "tradeoff.json"
-    choice = Planner.load(path, adaptive=args.adaptive).choose(budget)
+    choice = Planner.load(path, adaptive=args.adaptive, precision=args.precision).choose(budget)
     plan, (value, low, high) = choice.plan, choice.expected
     if isinstance(plan, Policy):
         said = f"{_said(plan.first)}; where its score is below {plan.threshold:.3g}: {_said(plan.then)}"

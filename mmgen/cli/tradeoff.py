@@ -41,6 +41,7 @@ from mmgen.files import write_text
 from mmgen.modalities import bands
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.planner import LOWER_IS_BETTER
+from mmgen.sampling.sampler import SamplingPrecision
 from mmgen.training.metrics import open_wandb
 from mmgen.training.run import RunConfig, find_checkpoint, load, load_run_config, run_folder
 
@@ -82,13 +83,15 @@ class Tradeoff:
     """of the noise that pictures start from"""
     weights: str = "ema"
     """ema (averaged) or model"""
+    precision: SamplingPrecision = "float32"
+    """of matrix products and the cache: float32 or bf16"""
     out: Path | None = None
     """folder of what was measured; default: tradeoff in the run's; plans that are in it are not measured again"""
 
 
 def main(argv: Sequence[str]) -> int:
     args = parse(Tradeoff, argv, "mmgen tradeoff")
-    sampler = load(args.run, args.weights)
+    sampler = load(args.run, args.weights, args.precision)
     run = run_folder(args.run)
     run_config = load_run_config(run)
     tasks = list(run_config.data.compose.tasks)
@@ -106,6 +109,7 @@ def main(argv: Sequence[str]) -> int:
     header = {
         "checkpoint": find_checkpoint(args.run).name,
         "weights": args.weights,
+        "precision": args.precision,
         "split": judge.split,
         "num": len(judge.chosen),
         "seed": args.seed,

@@ -78,14 +78,22 @@ class Planner:
         self.figure = figure
 
     @classmethod
-    def load(cls, path: Path, figure: str = "kid_lite0", adaptive: bool = False) -> "Planner":
+    def load(
+        cls, path: Path, figure: str = "kid_lite0", adaptive: bool = False, precision: str = "float32"
+    ) -> "Planner":
         """From the `tradeoff.json` that `mmgen tradeoff` writes; `adaptive`: policies too, which draw a picture again
-        where its score is low. Raises ValueError where there is none."""
+        where its score is low. Raises ValueError where there is none, and where it was measured in another precision.
+        """
         if not path.is_file():
             raise ValueError(
                 f"{path} is missing: `mmgen tradeoff RUN` measures the plans that a budget chooses among"
             )
         record = json.loads(path.read_text(encoding="utf-8"))
+        measured = record.get("precision", "float32")
+        if measured != precision:
+            raise ValueError(
+                f"{path} was measured with --precision {measured}, not {precision}: sample with it too"
+            )
         policies = record.get("policies", [])
         if adaptive and not policies:
             raise ValueError(

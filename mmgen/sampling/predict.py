@@ -42,7 +42,10 @@ class ModelFacts:
     """of a number in the cache"""
 
     @classmethod
-    def of(cls, model: Model, modalities: Mapping[str, Modality], objective: Objective) -> "ModelFacts":
+    def of(
+        cls, model: Model, modalities: Mapping[str, Modality], objective: Objective, narrow: bool = False
+    ) -> "ModelFacts":
+        """`narrow`: sampled in bfloat16, whatever the weights are kept in."""
         weight = model.text_embedding.weight
         return cls(
             model.config,
@@ -50,7 +53,7 @@ class ModelFacts:
             {name: modality.channels for name, modality in modalities.items() if modality.channels},
             objective.path.time_range,
             None if model.joint_head is None else model.joint_head.config,
-            weight.element_size(),
+            torch.bfloat16.itemsize if narrow else weight.element_size(),
         )
 
     @property

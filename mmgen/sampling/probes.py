@@ -17,7 +17,6 @@ from mmgen.sampling.calibration import Calibration, Machine
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.predict import (
     BEGIN,
-    ModelFacts,
     Work,
     Written,
     described_tokens,
@@ -54,7 +53,7 @@ class Probe:
     def work(self) -> Work:
         """What the call does. For texts each request is run, alone: that says when it ends, whatever its batch."""
         sampler = self.sampler
-        facts = ModelFacts.of(sampler.model, sampler.modalities, sampler.objective)
+        facts = sampler.facts
         tokens = [len(sampler.text.tokenizer.encode(prompt)) for prompt in self._prompts]
         if self.task == "generate":
             return predict_pictures(facts, self.plan, tokens, sampler.image.token_grid(*self.size))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import Literal, get_args
 
 import numpy as np
 import PIL.Image
@@ -21,9 +22,12 @@ from mmgen.sampling.context import Context
 from mmgen.sampling.cost import Cost
 from mmgen.sampling.documents import Documents
 from mmgen.sampling.plan import MAX_BATCH, Plan, batches
+from mmgen.sampling.predict import ModelFacts
 from mmgen.sampling.request import Answer, Answers, Listener, Part, Request
 from mmgen.sampling.score import log_likelihood, score_pictures
 from mmgen.tokenization.latents import tensor_to_picture
+
+SamplingPrecision = Literal["float32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,11 @@ class Result:
 
 
 class Sampler:
-    """Draws from one model. `size` (of a picture: height, width in pixels) and `plan` hold where a call names none."""
+    """Draws from one model. `size` (of a picture: height, width in pixels) and `plan` hold where a call names none.
+
+    With `precision` bf16 matrix products, attention and the cache are in bfloat16, as in training with bf16; times, the
+    state, norms, heads and laws of tokens are what they are without. Raises ValueError for one that is not known.
+    """
 
     def __init__(
         self,
@@ -46,7 +54,13 @@ class Sampler:
         objective: Objective,
         size: tuple[int, int] = (64, 64),
         plan: Plan | None = None,
+        precision: SamplingPrecision = "float32",
     ) -> None:
+        if precision not in get_args(SamplingPrecision):
+            raise ValueError(
+                f"precision {precision!r} must be one of {', '.join(get_args(SamplingPrecision))}"
+            )
+        self.precision = precision
         self.model = model.eval()
         self.modalities = modalities
         self.objective = objective
@@ -103,7 +117,8 @@ class Sampler:
                 started = time.perf_counter()
                 rows = [Row(requests[i], i, seeds[i], c) for i in indices for c in range(plan.candidates)]
                 batch = Batch(self.model, self.objective, self.documents, rows, grid, plan, listen)
-                chosen = self._choose(batch.run(), rows, plan, batch.cost)
+                with self._narrowed():
+                    chosen = self._choose(batch.run(), rows, plan, batch.cost)
                 found |= zip(indices, self._decode(chosen), strict=True)
                 batch.cost.nfe *= plan.candidates
                 batch.cost.seconds = time.perf_counter() - started
@@ -152,10 +167,20 @@ class Sampler:
         for chunk in batches(texts):
             ids = [[*self.documents.join([text]), self.text.tokenizer.end] for text in chunk]
             rows = [[self.text.begin(), self.text.span(own, 1, predicted=False)] for own in ids]
-            hidden = Context(self.model, self.modalities, rows, 0, Cost()).read_all()
+            with self._narrowed():
+                hidden = Context(self.model, self.modalities, rows, 0, Cost()).read_all()
             for row, own in enumerate(ids):
                 nats.append(-log_likelihood(self.model, hidden[row, : len(own)], own).item())
         return np.array(nats), np.array([len(text.encode()) for text in texts])
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What its calls cost depends on."""
+        return ModelFacts.of(self.model, self.modalities, self.objective, self.precision == "bf16")
+
+    def _narrowed(self) -> torch.autocast:
+        device = self.model.text_embedding.weight.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _grid(self, request: Request) -> tuple[int, int]:
         """Rows and columns of tokens of the pictures that are asked for; none where there are none."""

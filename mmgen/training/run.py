@@ -26,7 +26,7 @@ from mmgen.objectives import (
     check_modalities,
 )
 from mmgen.sampling.plan import Plan
-from mmgen.sampling.sampler import Sampler
+from mmgen.sampling.sampler import Sampler, SamplingPrecision
 from mmgen.tokenization.text import TextTokenizer, load_text_tokenizer, outline_text_tokenizer
 from mmgen.training.checkpoint import latest_checkpoint, load_model_weights, save_checkpoint
 from mmgen.training.metrics import LogConfig
@@ -188,10 +188,11 @@ def build(config: RunConfig, outline: bool = False, device: str = "cpu") -> Part
     return Parts(tokenizer, modalities, model, objective, config.joint)
 
 
-def load(run: str | Path, which: str = "ema") -> Sampler:
+def load(run: str | Path, which: str = "ema", precision: SamplingPrecision = "float32") -> Sampler:
     """A sampler of a run's latest checkpoint (`which`: its averaged weights, or the plain ones, "model").
 
-    `run` is a run's folder or one of its checkpoints. Raises ValueError where there is no such run or checkpoint.
+    `run` is a run's folder or one of its checkpoints; `precision` is the sampler's. Raises ValueError where there is
+    no such run or checkpoint.
     """
     checkpoint = find_checkpoint(run)
     config = load_run_config(checkpoint.parent.parent)
@@ -202,7 +203,7 @@ def load(run: str | Path, which: str = "ema") -> Sampler:
     for modality in parts.modalities.values():
         if isinstance(modality, Image):
             modality.codec.compute_on(device)
-    return Sampler(parts.model, parts.modalities, parts.objective, config.size, config.plan)
+    return Sampler(parts.model, parts.modalities, parts.objective, config.size, config.plan, precision)
 
 
 def write_weights(

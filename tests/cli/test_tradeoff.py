@@ -130,3 +130,5 @@ def test_a_budget_buys_a_measured_plan(
     assert "cost: 1 network evaluations" in printed
     assert main([*draw, "--budget", "1nfe", "--steps", "4"]) == 2
     assert "--budget chooses the plan: leave out --steps" in capsys.readouterr().err
+    assert main([*draw, "--budget", "1nfe", "--precision", "bf16"]) == 2
+    assert "measured with --precision float32, not bf16" in capsys.readouterr().err

@@ -323,6 +323,25 @@ def test_blocks_through_the_cache_equal_blocks_computed_from_scratch(guidance: f
     torch.testing.assert_close(drawn[0], image.unpatchify(x.float(), 4, 4), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("joint", [None, "chain"])
+def test_bfloat16_draws_nearly_the_same_from_half_the_cache(joint: str | None):
+    wide = sampler(torch.float32, MOMENTS, joint)
+    narrow = Sampler(wide.model, wide.modalities, wide.objective, wide.size, precision="bf16")
+    plan = Plan(steps=2, blocks=2, guidance=1.5)
+    drawn, other = (draws.generate(PROMPTS, plan, seed=7) for draws in (wide, narrow))
+    assert drawn.latents is not None and other.latents is not None
+    difference = (drawn.latents - other.latents).norm() / drawn.latents.norm()
+    assert 0 < difference < 0.02
+    assert (other.cost.memory, other.cost.flops) == (drawn.cost.memory / 2, drawn.cost.flops)
+    assert (narrow.facts.value_bytes, wide.facts.value_bytes) == (2, 4)
+    text = narrow.complete(["red"], Plan(max_tokens=6, tokens_per_pass=1 if joint is None else 4))
+    assert text.cost.tokens == 6, "the law of a token is made of wide numbers still"
+    nats = [draws.bits(["a red square"])[0] for draws in (wide, narrow)]
+    np.testing.assert_allclose(*nats, rtol=1e-2)
+    with pytest.raises(ValueError, match="precision 'fp8' must be one of float32, bf16"):
+        Sampler(wide.model, wide.modalities, wide.objective, precision="fp8")  # pyright: ignore[reportArgumentType]
+
+
 def test_more_blocks_than_rows_are_refused():
     with pytest.raises(ValueError, match="blocks 5: a picture of 4 rows of tokens has 1 to 4"):
         sampler().generate(["red"], Plan(blocks=5))
