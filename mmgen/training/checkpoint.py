@@ -85,11 +85,15 @@ def save_checkpoint(
             raise OSError(f"checkpoint {target} could not be written: {cause}") from cause
     barrier(group)
     if current_rank() == 0:
-        write_text(beside / _STATE, written_state)
-        sizes = {str(file.relative_to(beside)): file.stat().st_size for file in _files(beside)}
-        for section in sections:
-            sync_folder(beside / section)
-        write_text(beside / MARKER, json.dumps({"files": sizes}, indent=1))
+        try:
+            write_text(beside / _STATE, written_state)
+            sizes = {str(file.relative_to(beside)): file.stat().st_size for file in _files(beside)}
+            for section in sections:
+                sync_folder(beside / section)
+            write_text(beside / MARKER, json.dumps({"files": sizes}, indent=1))
+        except OSError:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
         _move_into_place(beside, target)
     barrier(group)
     return target

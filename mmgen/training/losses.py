@@ -149,14 +149,18 @@ def _group_losses(
     return total, Shares(torch.cat(documents), torch.cat(losses), torch.cat(counts), torch.cat(times))
 
 
+def loss_weights(parts: Parts) -> dict[str, float]:
+    """What the mean loss of each modality, and of the joint head, counts in what is minimized."""
+    weights = {name: modality.loss_weight for name, modality in parts.modalities.items()}
+    return weights if parts.joint is None else {**weights, JOINT: parts.joint.weight}
+
+
 def weighted(parts: Parts, losses: Mapping[str, Loss], counts: Mapping[str, int] | None = None) -> Tensor:
     """What is minimized: the mean of each modality, and of the joint head, times its weight.
 
     Where the batch is one of several of a step, `counts` are the tokens of all of them: then this is its share.
     """
-    weights = {name: modality.loss_weight for name, modality in parts.modalities.items()}
-    if parts.joint is not None:
-        weights[JOINT] = parts.joint.weight
+    weights = loss_weights(parts)
     means = [
         weights[name] * (loss.total / max(loss.count if counts is None else counts[name], 1))
         for name, loss in losses.items()

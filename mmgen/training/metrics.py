@@ -163,8 +163,8 @@ class Reporter:
                 SpinnerColumn(),
                 MofNCompleteColumn(),
                 BarColumn(bar_width=20),
-                TextColumn("{task.fields[rate]}"),
-                TextColumn("{task.fields[losses]}"),
+                # below each other: a terminal is narrower than a line of a log
+                TextColumn("{task.fields[rate]}\n{task.fields[losses]}"),
             )
             self._progress = Progress(*columns, console=self._console)
             self._progress.add_task("", total=self.total_steps, completed=self._start, rate="", losses="")
@@ -216,13 +216,13 @@ class Reporter:
         shown = [
             f"{name} {value:.4g}"
             for name, value in values.items()
-            if name.endswith("loss") or name.startswith("validation_kid")
+            if name.endswith(("loss", "bits_per_byte")) or name.startswith("validation_kid")
         ]
+        shown += [f"{name} {values[name]:.3g}" for name in ("grad_norm", "lr") if name in values]
         if self._progress and rate:
             task = self._progress.task_ids[0]
             self._progress.update(task, completed=step, rate=rate, losses="  ".join(shown))
         else:
-            shown += [f"{name} {values[name]:.3g}" for name in ("grad_norm", "lr") if name in values]
             self._print("  ".join([f"step {step}/{self.total_steps}", *shown, *([rate] if rate else [])]))
         self._mark = (time.perf_counter(), step, dict(seen))
         self._waited = self._flops = 0.0
@@ -261,13 +261,10 @@ class Reporter:
         values = {f"{name}_per_second": round(value, 3) for name, value in per_second.items()}
         values |= {"data_wait": round(self._waited / seconds, 5), "memory_gb": round(memory_gb(), 3)}
         shown = [f"{_short(value)} {name}/s" for name, value in per_second.items()]
-        if self._progress:  # the line has to fit
-            shown = shown[:1]
         if self._peak is not None:
             values["mfu"] = round(self._flops / seconds / self._peak, 5)
             shown.append(f"MFU {values['mfu']:.1%}")
-        if not self._progress:
-            shown += [f"wait {values['data_wait']:.0%}", f"{values['memory_gb']:.1f} GB"]
+        shown += [f"wait {values['data_wait']:.0%}", f"{values['memory_gb']:.1f} GB"]
         left = (self.total_steps - step) * seconds / max(step - step_then, 1)
         return values, "  ".join([*shown, f"{_clock(left)} left"])
 

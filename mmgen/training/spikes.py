@@ -84,7 +84,7 @@ class Spike:
     cell_usual: float | None
     """None where no step before had such tokens"""
     share: float
-    """of the difference over all tokens"""
+    """of what all cells together add to the loss"""
 
     def row(self) -> dict[str, float | str]:
         """What a row of metrics says of it."""
@@ -104,9 +104,13 @@ class Spike:
 
 
 class Spikes:
-    """Watches the losses of a run, step by step; keeps no state that a resumed run would need."""
+    """Watches the losses of a run, step by step; keeps no state that a resumed run would need.
 
-    def __init__(self) -> None:
+    `weights` is what the mean over each modality's tokens counts in the loss (`losses.loss_weights`).
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self._weights = weights
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self._usual: dict[Cell, float] = {}
 
@@ -130,8 +134,16 @@ class Spikes:
         return None
 
     def _explained(self, loss: float, cells: Tally) -> Spike | None:
-        """The cell with the largest sum of losses above what is usual for it."""
-        above = {cell: total - self._usual.get(cell, 0.0) * count for cell, (total, count) in cells.items()}
+        """The cell that adds most to the loss above what is usual for it."""
+        tokens: dict[str, float] = {}
+        for cell, (_, count) in cells.items():
+            tokens[cell.modality] = tokens.get(cell.modality, 0.0) + count
+        above = {
+            cell: self._weights[cell.modality]
+            / tokens[cell.modality]
+            * (total - self._usual.get(cell, 0.0) * count)
+            for cell, (total, count) in cells.items()
+        }
         if not above:
             return None
         cell = max(above, key=lambda each: above[each])

@@ -16,6 +16,7 @@ from mmgen.training.faults import save_batches
 from mmgen.training.feed import Part, feeds
 from mmgen.training.guards import Interrupt
 from mmgen.training.host import keep_freed_memory
+from mmgen.training.losses import loss_weights
 from mmgen.training.metrics import Meters, Reporter, known_peak
 from mmgen.training.parallel import forget_gathered
 from mmgen.training.profile import profiled
@@ -105,7 +106,7 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
         joint=config.joint,
         part=part,
     )
-    meters, spikes = Meters(), Spikes()
+    meters, spikes = Meters(), Spikes(loss_weights(stepper.parts))
     heard = told = ""
     peak = known_peak(ranks.device)
     resolved = to_mapping(config)

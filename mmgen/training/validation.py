@@ -3,6 +3,7 @@
 Every rank takes part, since each holds a part of the weights; only the first writes.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,13 +18,18 @@ from mmgen.evaluation.features import Lite0Features, picture_features
 from mmgen.evaluation.grid import picture_grid
 from mmgen.evaluation.real import SEEN, read_split, real_pictures
 from mmgen.model.attention import choose_backend
+from mmgen.sampling.plan import batches
 from mmgen.sampling.sampler import Sampler
+from mmgen.sequence import NO_LABEL, PackedBatch
+from mmgen.tokenization.text import TextTokenizer
 from mmgen.training.feed import feeds
 from mmgen.training.losses import compute_losses
 from mmgen.training.metrics import Meters
 from mmgen.training.ranks import Ranks
 from mmgen.training.run import Parts, RunConfig
 from mmgen.training.spikes import NUM_TIMES, tally
+
+BATCH = 32  # pictures that are drawn between two looks at whether to stop
 
 
 @torch.no_grad()
@@ -61,10 +67,24 @@ def validate(
         if number < config.validation.batches:
             for name, loss in losses.items():
                 meters.add(f"validation_{name}_loss", loss.total, loss.count)
+            bits = losses["text"].total / math.log(2)
+            meters.add("validation_bits_per_byte", bits, text_bytes(feed.batch, parts.tokenizer))
             for cell, (total, count) in tally([feed], [losses]).items():
                 if cell.time is not None:
                     meters.add(f"validation_{cell.modality}_loss_t{cell.time / NUM_TIMES:g}", total, count)
     return meters.read()
+
+
+def text_bytes(batch: PackedBatch, tokenizer: TextTokenizer) -> int:
+    """UTF-8 bytes of the text that a batch predicts. Tokens that end a text or begin a picture have none."""
+    labels, document = batch.labels, batch.context.layout.document
+    asked = labels != NO_LABEL
+    texts = (
+        tokenizer.decode(labels[row, asked[row] & (document[row] == number)].tolist())
+        for row in range(len(labels))
+        for number in document[row, asked[row]].unique().tolist()
+    )
+    return sum(len(text.encode()) for text in texts)
 
 
 class Quality:
@@ -92,13 +112,16 @@ class Quality:
 
     @torch.no_grad()
     def measure(self, parts: Parts, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
-        """`validation_kid_<N>_steps` for each number of steps; only those that `stop` leaves time for."""
+        """`validation_kid_<N>_steps` for each number of steps; only those that `stop` leaves time for, which is asked
+        before each batch of pictures."""
         sampler, found = _sampler(parts, self.config), {}
         for steps in self.config.validation.steps:
-            if stop():
-                break
-            with _drawing(self.config, self.ranks):
-                images = sampler.generate(self.prompts, replace(self.config.plan, steps=steps)).images
+            images, plan = [], replace(self.config.plan, steps=steps)
+            for prompts in batches(self.prompts, BATCH):
+                if stop():
+                    return found
+                with _drawing(self.config, self.ranks):
+                    images += sampler.generate(prompts, plan, seed=len(images)).images
             value = kid_value(picture_features(images, self._extract), self._real)
             found[f"validation_kid_{steps}_step{'s' if steps > 1 else ''}"] = value
         return found

@@ -150,7 +150,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_keeps_what_was_there(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["validation", "preview"])
+@pytest.mark.parametrize("what", ["validation", "quality", "preview"])
 def test_a_signal_in_the_middle_of_an_evaluation_saves_and_stops(
     config: RunConfig, tmp_path: Path, what: str
 ):
@@ -158,6 +158,9 @@ def test_a_signal_in_the_middle_of_an_evaluation_saves_and_stops(
     run = tmp_path / "run"
     endless = {
         "validation": {"validation": replace(config.validation, every=2, batches=10**6)},
+        "quality": {
+            "validation": replace(config.validation, every=2, batches=1, pictures=8, steps=(1000,) * 200)
+        },
         "preview": {"preview": PreviewConfig(2, ("red square",), (1000,) * 200)},
     }[what]
     process = start(

@@ -80,6 +80,7 @@ def test_on_a_terminal_one_line_lives(tmp_path: Path) -> None:
     shown = report(tmp_path, terminal=True)
     assert "\x1b" in shown and "2/10" in shown and "image_loss 0.5" in shown
     assert "samples/s" in shown and "left" in shown and "saved [bold]runs/x[/bold]" in shown
+    assert all(each in shown for each in ("tokens/s", "wait 0%", "GB", "grad_norm 2"))
 
 
 def test_rows_are_the_same_either_way_and_a_resumed_run_reads_as_one(tmp_path: Path) -> None:

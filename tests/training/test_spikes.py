@@ -16,6 +16,8 @@ from mmgen.training.run import Parts
 from mmgen.training.spikes import NUM_TIMES, Cell, Spikes, Tally, merged, tally
 from tests.parts import documents, modalities, model, tokenizer
 
+WEIGHTS = {"text": 0.5, "image": 1.0}
+
 
 def batch(objective: Objective, sources: tuple[str, ...]) -> Feed:
     packer = Packer(PackConfig(2, 256, 256), modalities(), objective.grouping)
@@ -75,7 +77,7 @@ def steps(num: int, draw: np.random.Generator) -> list[tuple[float, Tally]]:
 
 
 def test_a_leap_is_put_down_to_its_cell_and_ordinary_steps_are_none():
-    draw, spikes = np.random.default_rng(0), Spikes()
+    draw, spikes = np.random.default_rng(0), Spikes(WEIGHTS)
     assert all(spikes.see(*each) is None for each in steps(500, draw))
     cells = {Cell("image", "web", 1): (100.0, 50.0), Cell("image", "books", 4): (400.0, 50.0)}
     spike = spikes.see(5.0, cells)
@@ -87,7 +89,21 @@ def test_a_leap_is_put_down_to_its_cell_and_ordinary_steps_are_none():
 
 
 def test_nothing_is_a_leap_at_the_start_or_where_losses_fall():
-    spikes = Spikes()
+    spikes = Spikes(WEIGHTS)
     falling = [(10.0 * 0.98**i, {Cell("text", "web"): (10.0 * 0.98**i, 1.0)}) for i in range(300)]
     assert all(spikes.see(*each) is None for each in falling)
-    assert Spikes().see(1e9, {Cell("text", "web"): (1e9, 1.0)}) is None
+    assert Spikes(WEIGHTS).see(1e9, {Cell("text", "web"): (1e9, 1.0)}) is None
+
+
+def test_what_a_modality_adds_is_a_mean_over_its_own_tokens_with_its_weight():
+    """Few tokens of text leap by a nat, a hundred times as many of pictures by a twentieth: the text is what did it."""
+    text, image = Cell("text", "web"), Cell("image", "web", 1)
+    spikes = Spikes(WEIGHTS)
+    draw = np.random.default_rng(0)
+    for _ in range(50):
+        text_loss, image_loss = np.array([2.0, 0.5]) + 0.01 * draw.standard_normal(2)
+        cells: Tally = {text: (100 * text_loss, 100.0), image: (10_000 * image_loss, 10_000.0)}
+        assert spikes.see(0.5 * text_loss + image_loss, cells) is None
+    spike = spikes.see(0.5 * 3 + 0.55, {text: (300.0, 100.0), image: (5_500.0, 10_000.0)})
+    assert spike is not None and spike.cell == text
+    assert spike.share == pytest.approx(0.5 / 0.55, abs=0.02)

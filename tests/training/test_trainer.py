@@ -1,6 +1,7 @@
 """A run can be cut anywhere and goes on as if it had not been; what is wrong is said before anything is lost."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -190,6 +191,8 @@ def test_a_run_writes_what_people_look_at(config: RunConfig, tmp_path: Path):
             min(row[key] for key in by_time) < row["validation_image_loss"] < max(row[key] for key in by_time)
         )
         assert {"validation_kid_1_step", "validation_kid_2_steps"} <= row.keys()
+        # a token of the tests' tokenizer is a byte at least, and some have none
+        assert 0.2 < row["validation_bits_per_byte"] * math.log(2) / row["validation_text_loss"] < 3
     first = table[0]
     assert {"step", "samples", "loss", "text_loss", "image_loss", "grad_norm", "lr"} <= first.keys()
     assert any("validation_text_loss" in row and "validation_image_loss" in row for row in table)
