@@ -6,6 +6,7 @@ keys of a whole row, as dense attention computes them; a row costs the same what
 
 What the packer leaves open at the ends of rows is small. What a row's two lengths leave open, where they are not in the
 proportion in which the documents need them, is not: so one pair of lengths that fits the mix and one that does not.
+Then `SHIPPED` configurations, with their own data and lengths.
 """
 
 from collections.abc import Iterator
@@ -27,16 +28,17 @@ from mmgen.data.read import read_shards
 from mmgen.data.rejects import Rejects
 from mmgen.data.shards import write_shards
 from mmgen.data.source import SourceConfig
-from mmgen.modalities import Modality, build_modalities
+from mmgen.modalities import build_modalities
 from mmgen.model.trunk import TrunkConfig
 from mmgen.sampling.cost import context_flops, state_flops
 from mmgen.sequence import PAD, Grouping, PackedBatch, Sample
 from mmgen.tokenization.text import load_text_tokenizer
-from mmgen.training.run import RunConfig
+from mmgen.training.run import RunConfig, build
 
 CONFIG = Path("configs/emoji.yaml")
 EMOJI = Path("data_pipelines/assets/emoji64")
 LENGTHS = ((512, 256), (256, 256))  # of a row's context and state
+SHIPPED = ("demo", "emoji")
 KINDS = {"64x64": 0.5, "32x32": 0.25, "text": 0.25}
 
 
@@ -59,6 +61,8 @@ def measure(arguments: Arguments) -> list[harness.Row]:
         {"text": {"captions": {"text": 0.5, "tags": 0.5}}, "image": {"codec": "pixels", "patch": 16}},
         load_text_tokenizer(config.tokenizer),
     )
+    num = 4 if arguments.quick else arguments.batches
+    seeds = range(arguments.seeds)
     rows: list[harness.Row] = []
     with TemporaryDirectory() as folder:
         sources = write(Path(folder), 200 if arguments.quick else arguments.samples)
@@ -66,24 +70,31 @@ def measure(arguments: Arguments) -> list[harness.Row]:
             for lengths in LENGTHS:
                 for lookahead in arguments.lookahead:
                     pack = PackConfig(arguments.rows, *lengths, lookahead=lookahead)
-                    wastes = [
-                        waste(config.model, sources, modalities, pack, Grouping(particles), seed, arguments)
-                        for seed in range(arguments.seeds)
-                    ]
-                    names = ("flops_wasted", "context_wasted", "state_wasted")
+                    data = DataConfig(sources, ComposeConfig({"interleaved": 1.0}, 0.0), pack)
+                    made = (Loader(data, modalities, seed, Grouping(particles)) for seed in seeds)
                     rows.append(
-                        {
-                            "particles": particles,
-                            "context_length": lengths[0],
-                            "state_length": lengths[1],
-                            "lookahead": lookahead,
-                            **{
-                                name: harness.over_seeds(values)
-                                for name, values in zip(names, zip(*wastes, strict=True), strict=True)
-                            },
-                        }
+                        _row("mix", data.pack, particles, [waste(config.model, each, num) for each in made])
                     )
+    for name in SHIPPED:
+        config = load_yaml(Path(f"configs/{name}.yaml"), RunConfig)
+        parts = build(config)
+        made = (Loader(config.data, parts.modalities, seed, parts.objective.grouping) for seed in seeds)
+        particles = parts.objective.grouping.particles
+        rows.append(
+            _row(name, config.data.pack, particles, [waste(config.model, each, num) for each in made])
+        )
     return rows
+
+
+def _row(
+    data: str, pack: PackConfig, particles: int, wastes: list[tuple[float, float, float]]
+) -> harness.Row:
+    sizes = {name: getattr(pack, name) for name in ("rows", "context_length", "state_length", "lookahead")}
+    names = ("flops_wasted", "context_wasted", "state_wasted")
+    shares = {
+        name: harness.over_seeds(own) for name, own in zip(names, zip(*wastes, strict=True), strict=True)
+    }
+    return {"data": data, "particles": particles, **sizes, **shares}
 
 
 def write(folder: Path, num: int) -> dict[str, SourceConfig]:
@@ -108,24 +119,14 @@ def write(folder: Path, num: int) -> dict[str, SourceConfig]:
     }
 
 
-def waste(
-    trunk: TrunkConfig,
-    sources: dict[str, SourceConfig],
-    modalities: dict[str, Modality],
-    pack: PackConfig,
-    grouping: Grouping,
-    seed: int,
-    arguments: Arguments,
-) -> tuple[float, float, float]:
-    """Shares that are padding: of FLOPs, of the tokens of the context, of those of the state."""
-    data = DataConfig(sources, ComposeConfig({"interleaved": 1.0}, 0.0), pack)
-    loader = Loader(data, modalities, seed, grouping)
+def waste(trunk: TrunkConfig, loader: Loader, num: int) -> tuple[float, float, float]:
+    """Shares of `num` batches that are padding: of FLOPs, of the tokens of the context, of those of the state."""
     filled = torch.zeros(2)
-    num = 4 if arguments.quick else arguments.batches
     for batch, _ in islice(loader, num):
         filled += torch.tensor([used(batch, "context"), used(batch, "state")])
     context, state = (1 - filled / num).tolist()
-    keys, channels = pack.context_length + pack.state_length, modalities["image"].channels
+    pack = loader.config.pack
+    keys, channels = pack.context_length + pack.state_length, loader.modalities["image"].channels
     clean = context_flops(trunk, pack.context_length, pack.context_length, channels)
     noisy = state_flops(trunk, 1, pack.state_length, keys, channels, channels)
     return (context * clean + state * noisy) / (clean + noisy), context, state
