@@ -93,7 +93,7 @@ def compare(
     for name, call in ours.items():
         found = harness.compare(theirs, call, repeats=arguments.repeats, seed=seed)
         row |= {f"{name}_speed": found.ratio, f"{name}_samples_per_second": num / found.b}
-        row["webdataset_samples_per_second"] = num / found.a
+        row[f"webdataset_samples_per_second_beside_{name}"] = num / found.a
     return row
 
 

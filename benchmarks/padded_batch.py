@@ -94,7 +94,6 @@ def _feed(parts: Parts, batch: PackedBatch, backend: AttentionBackend, seed: int
         batch,
         draw_state(batch, parts.modalities, parts.objective, seed),
         plan_batch(batch, backend),
-        remarks="",
     )
 
 

@@ -5,6 +5,7 @@ Everything that can be wrong inside one sample is found here and has a reason. O
 
 import io
 import json
+import struct
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
@@ -78,6 +79,8 @@ def decode_sample(group: Mapping[str, Any], max_pixels: int = MAX_PIXELS) -> Sam
     levels = metadata.pop("captions", None) or {}
     if not isinstance(levels, dict) or not all(isinstance(caption, str) for caption in levels.values()):
         raise BrokenSample("bad captions")
+    if not all(_is_unicode(caption) for caption in levels.values()):
+        raise BrokenSample("text is not utf-8")
     captions = {level: caption for level, caption in levels.items() if caption.strip()}
     if "txt" in group and (text := _decode_text(group["txt"])).strip():
         captions["text"] = text
@@ -115,6 +118,7 @@ def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         SyntaxError,
         EOFError,
         zlib.error,
+        struct.error,
     ):  # what Pillow's decoders raise on broken bytes
         raise BrokenSample("corrupt picture") from None
 
@@ -126,10 +130,15 @@ def _decode_text(data: bytes) -> str:
         raise BrokenSample("text is not utf-8") from None
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written as UTF-8: JSON may escape half of a surrogate pair."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _decode_json(data: bytes) -> dict[str, Any]:
     try:
         metadata = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BrokenSample("bad json") from None
     if not isinstance(metadata, dict):
         raise BrokenSample("bad json")
@@ -141,7 +150,7 @@ def _decode_latents(data: bytes) -> np.ndarray:
         latents = _load_array(data)
     except (ValueError, OSError, EOFError):
         raise BrokenSample("bad latents") from None
-    if latents.ndim != 3 or latents.dtype not in (np.float16, np.float32):
+    if latents.ndim != 3 or latents.dtype not in (np.float16, np.float32) or not np.isfinite(latents).all():
         raise BrokenSample("bad latents")
     return latents
 
@@ -171,7 +180,7 @@ def _decode_parts(raw: object, group: Mapping[str, Any], max_pixels: int) -> tup
     parts: list[str | Image.Image] = []
     for part in raw:
         match part:
-            case {"text": str(text)}:
+            case {"text": str(text)} if _is_unicode(text):
                 parts.append(text)
             case {"picture": str(name)} if name in group:
                 parts.append(decode_picture(group[name], max_pixels))

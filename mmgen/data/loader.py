@@ -8,6 +8,7 @@ Several loaders share a run's data, one for each of its streams, and take turns:
 Each is a pure function of its own state, so that it does not matter which process makes it.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar
@@ -18,6 +19,7 @@ from mmgen.data.codec import BrokenSample
 from mmgen.data.compose import ComposeConfig, check_tasks, compose, cut_text
 from mmgen.data.mix import Mix, Weighting
 from mmgen.data.pack import PackConfig, Packer, document_lengths
+from mmgen.data.rejects import summary
 from mmgen.data.source import SourceConfig, SourceReader
 from mmgen.data.streams import Position, SampleStream, check_weights
 from mmgen.data.units import Units, fill_groups
@@ -98,8 +100,6 @@ class Loader:
         self.num_groups = 0
         self.waiting: list[Drawn] = []
         self._composed: dict[Drawn, Document] = {}  # of those that wait; made again after a resume
-        # samples of no use, counted once however often they are drawn
-        self._dropped: set[tuple[str, str]] = set()
         self._num_useless = 0  # since one was placed
         self._num_alone = 0
         self._num_cut = self._num_pieces = 0
@@ -245,9 +245,7 @@ class Loader:
         return fill_groups(document, self.grouping) if drawn.alone else document
 
     def _drop(self, drawn: Drawn, sample: Sample, reason: str) -> None:
-        if (sample.shard, sample.key) not in self._dropped:
-            self._dropped.add((sample.shard, sample.key))
-            self.streams[drawn.source].rejects.drop(reason, f"{sample.shard}: {sample.key}")
+        self.streams[drawn.source].reader.drop(sample, reason)
         self._count_useless()
 
     def _count_useless(self) -> None:
@@ -257,17 +255,62 @@ class Loader:
 
     def remarks(self) -> str:
         """One line on what was of no use so far, and what filled a group by itself; empty where there is nothing."""
-        rejects = {name: stream.rejects for name, stream in self.streams.items()}
-        found = [f"{name}: {r.summary()}" for name, r in rejects.items() if r.samples or r.shards]
-        if self._num_alone:
+        return describe_counts(count_treated([self]))
+
+
+Counts = Counter[tuple[str, str, str]]
+"""(source, "samples" or "shards", reason) -> how many are broken for it, with the reason "" how many were seen; and
+("", "documents", what became of them). Those of several processes add up."""
+
+
+def count_treated(loaders: Sequence[Loader]) -> Counts:
+    """What the loaders of a process met so far; they share their readers."""
+    found: Counts = Counter()
+    for name, stream in loaders[0].streams.items():
+        rejects = stream.rejects
+        for what, seen, broken in (
+            ("samples", rejects.num_samples, rejects.samples),
+            ("shards", rejects.num_shards, rejects.shards),
+        ):
+            found[name, what, ""] += seen
+            for reason, number in broken.items():
+                found[name, what, reason] += number
+    for loader in loaders:
+        found["", "documents", "alone"] += loader._num_alone
+        found["", "documents", "cut"] += loader._num_cut
+        found["", "documents", "pieces"] += loader._num_pieces
+    return found
+
+
+def describe_counts(counts: Counts) -> str:
+    """One line on what is no plain good sample; empty where all are."""
+    found = []
+    for source in dict.fromkeys(name for name, _, _ in counts if name):
+        own = {
+            what: Counter({key[2]: n for key, n in counts.items() if key[:2] == (source, what) and key[2]})
+            for what in ("samples", "shards")
+        }
+        if any(own.values()):
+            seen = {what: counts[source, what, ""] for what in own}
             found.append(
-                f"{self._num_alone} documents filled groups by themselves, for want of others of their shape"
+                f"{source}: {summary(own['samples'], seen['samples'], own['shards'], seen['shards'])}"
             )
-        if self._num_cut:
-            found.append(
-                f"{self._num_cut} texts longer than a row of the batch were cut into {self._num_pieces} documents"
-            )
-        return "; ".join(found)
+    if alone := counts["", "documents", "alone"]:
+        found.append(f"{alone} documents filled groups by themselves, for want of others of their shape")
+    if cut := counts["", "documents", "cut"]:
+        pieces = counts["", "documents", "pieces"]
+        found.append(f"{cut} texts longer than a row of the batch were cut into {pieces} documents")
+    return "; ".join(found)
+
+
+def row_of_counts(counts: Counts) -> dict[str, int]:
+    """What a row of metrics says of them; nothing of what there is none of."""
+    broken = Counter({f"broken_{what}": 0 for what in ("samples", "shards")})
+    for (source, what, reason), number in counts.items():
+        if source and reason:
+            broken[f"broken_{what}"] += number
+    broken["cut_texts"] = counts["", "documents", "cut"]
+    return {name: number for name, number in broken.items() if number}
 
 
 def _changes(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> str:

@@ -68,17 +68,7 @@ class Rejects:
 
     def summary(self) -> str:
         """One line: "2 of 120 samples broken (corrupt picture 2)"."""
-        lines = []
-        for broken, seen, what in (
-            (self.samples, self.num_samples, "samples"),
-            (self.shards, self.num_shards, "shards"),
-        ):
-            if broken or what == "samples":
-                reasons = ", ".join(f"{reason} {count}" for reason, count in broken.most_common())
-                lines.append(
-                    f"{broken.total()} of {seen} {what} broken" + (f" ({reasons})" if reasons else "")
-                )
-        return "; ".join(lines)
+        return summary(self.samples, self.num_samples, self.shards, self.num_shards)
 
     def _check(self, broken: Counter[str], seen: int, what: str, file: str) -> None:
         if broken.total() > self.max_rate * seen:
@@ -86,3 +76,13 @@ class Rejects:
                 f"too much broken input, last in {file}: {self.summary()}: "
                 f"{broken.total() / seen:.1%} of the {what}, where at most {self.max_rate:.1%} are accepted"
             )
+
+
+def summary(samples: Counter[str], num_samples: int, shards: Counter[str], num_shards: int) -> str:
+    """One line on broken samples, and on broken shards where there are any: how many for each reason, of how many."""
+    lines = []
+    for broken, seen, what in ((samples, num_samples, "samples"), (shards, num_shards, "shards")):
+        if broken or what == "samples":
+            reasons = ", ".join(f"{reason} {count}" for reason, count in broken.most_common())
+            lines.append(f"{broken.total()} of {seen} {what} broken" + (f" ({reasons})" if reasons else ""))
+    return "; ".join(lines)

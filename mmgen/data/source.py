@@ -75,6 +75,7 @@ class SourceReader:
         self._lengths: dict[int, int] = {}  # of the shards that were read in order, to their end
         self._counted: dict[int, bytearray] = {}  # a bit for each sample that was decoded, by shard
         self._counted_shards: set[int] = set()
+        self._dropped: set[tuple[str, str]] = set()
 
     def describe(self) -> dict[str, Any]:
         """What a resumed run must find unchanged, as JSON."""
@@ -122,6 +123,12 @@ class SourceReader:
             self.rejects.keep()
         self._kept.put(item.place, sample, _size(sample))
         return sample
+
+    def drop(self, sample: Sample, reason: str) -> None:
+        """Counts a decoded sample as broken that proved of no use: once, however often and for whom it is drawn."""
+        if (sample.shard, sample.key) not in self._dropped:
+            self._dropped.add((sample.shard, sample.key))
+            self.rejects.drop(reason, f"{sample.shard}: {sample.key}")
 
     def _choose(
         self, place: Place, entry: Entry, is_drawn: Callable[[str, Mapping[str, Any]], bool]

@@ -163,6 +163,12 @@ class Image(Modality):
     def latents(self, sample: Sample) -> Float[Tensor, "D h w"]:
         """The sample's latents: stored ones, else encoded here and remembered."""
         if sample.latents is not None:
+            channels, height, width = sample.latents.shape
+            patch = self.config.patch
+            if channels != self.codec.channels or not height * width or height % patch or width % patch:
+                shape = f"{channels} x {height} x {width}"
+                wanted = f"{self.codec.channels} channels in patches of {patch}"
+                raise MissingPart(f"latents of {shape}, not of {wanted}", sample.key)
             return torch.from_numpy(np.asarray(sample.latents, dtype=np.float32))
         if sample.picture is None:
             raise MissingPart("missing picture", sample.key)

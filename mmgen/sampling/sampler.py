@@ -4,6 +4,7 @@ gets does not depend on what it was batched with.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal, get_args
@@ -178,9 +179,10 @@ class Sampler:
         """What its calls cost depends on."""
         return ModelFacts.of(self.model, self.modalities, self.objective, self.precision == "bf16")
 
-    def _narrowed(self) -> torch.autocast:
-        device = self.model.text_embedding.weight.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16")
+    def _narrowed(self) -> AbstractContextManager[object]:
+        if self.precision == "float32":
+            return nullcontext()  # a caller may have an autocast of its own
+        return torch.autocast(self.model.text_embedding.weight.device.type, torch.bfloat16)
 
     def _grid(self, request: Request) -> tuple[int, int]:
         """Rows and columns of tokens of the pictures that are asked for; none where there are none."""

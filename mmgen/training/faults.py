@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmgen.data.loader import describe_counts
 from mmgen.files import write_text
 from mmgen.training.feed import Feed
 
@@ -22,7 +23,7 @@ def save_batches(run: Path, step: int, rank: int, feeds: Sequence[Feed], **value
 
     `RUN/faults/step-<step>-rank-<rank>.safetensors` has tensors named as the fields of `Feed` are
     (`0.batch.context.ids` of the first batch); the .json beside it has `values`, the source and key of each sample,
-    and the remarks of the loader.
+    and what the loaders had met.
     """
     path = run / FAULTS / f"step-{step:08d}-rank-{rank}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +38,7 @@ def save_batches(run: Path, step: int, rank: int, feeds: Sequence[Feed], **value
         beside.unlink(missing_ok=True)
     numbers = {name: f"{float(value):.6g}" for name, value in values.items()}  # JSON has no nan
     samples = [list(zip(feed.batch.sources, feed.batch.keys, strict=True)) for feed in feeds]
-    described = {"step": step, **numbers, "samples": samples, "remarks": [feed.remarks for feed in feeds]}
+    described = {"step": step, **numbers, "samples": samples, "data": describe_counts(feeds[-1].treated)}
     write_text(path.with_suffix(".json"), json.dumps(described, indent=1) + "\n")
     return path
 

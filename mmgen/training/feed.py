@@ -4,9 +4,11 @@ Everything here is a pure function of the loaders' states and the seed, so where
 """
 
 import signal
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -15,7 +17,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from mmgen.data.loader import Loader
+from mmgen.data.loader import Counts, Loader, count_treated
 from mmgen.model.attention import AttentionBackend
 from mmgen.model.joint import JointConfig
 from mmgen.model.model import BatchAttention, plan_batch
@@ -35,10 +37,10 @@ class Feed:
     state: NoisyState
     attention: BatchAttention | None
     """None for dense: its masks are larger than the layouts they are made of, so they are made where the step is"""
-    remarks: str
-    """what the loader says of its samples so far: of a rank's first stream, and of those made with it"""
     windows: Bool[Tensor, "B C"] | None = None
     """context tokens at which a joint head is trained; None where there is no such head"""
+    treated: Counts = field(default_factory=Counter)
+    """what the rank's loaders have met so far, in all processes that make batches for it"""
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,9 @@ class _Feeds(IterableDataset):
     joint: JointConfig | None
     part: Part
 
-    def __iter__(self) -> Iterator[tuple[Feed, int, dict[str, Any]] | ValueError]:
-        """Every so many of the rank's batches as there are workers; also the stream, and its state after the batch."""
+    def __iter__(self) -> Iterator[tuple[Feed, int, dict[str, Any], int] | ValueError]:
+        """Every so many of the rank's batches as there are workers; also the stream, its state after the batch, and
+        the worker."""
         worker, part = get_worker_info(), self.part
         first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         batches = [iter(loader) for loader in self.loaders]
@@ -103,12 +106,8 @@ class _Feeds(IterableDataset):
                 # batches made ahead of the last step are never used, but they are made
                 fraction = min(number // part.micro_batches / self.total_steps, 1.0)
                 drawn = draw_state(batch, loader.modalities, self.objective, self.seed, fraction)
-                remarks = loader.remarks() if stream == part.rank else ""
-                yield (
-                    make_feed(batch, drawn, self.backend, self.joint, self.seed, number, remarks),
-                    stream,
-                    state,
-                )
+                feed = make_feed(batch, drawn, self.backend, self.joint, self.seed, number)
+                yield replace(feed, treated=count_treated(self.loaders)), stream, state, first
         except ValueError as error:
             yield error  # handed over whole: torch would wrap it in the worker's traceback
 
@@ -137,11 +136,28 @@ def feeds(
     if workers:
         beside = {"num_workers": workers, "prefetch_factor": PREFETCH, "worker_init_fn": _begin_worker}
         items = _ahead(DataLoader(items, batch_size=None, **beside))  # which asks its workers in turn
+    treated: dict[int, Counts] = {}
     for item in items:
         if isinstance(item, ValueError):
             raise item
-        feed, stream, states[stream] = item
-        yield feed, list(states)
+        feed, stream, states[stream], worker = item
+        treated[worker] = feed.treated
+        yield replace(feed, treated=sum(treated.values(), Counter())), list(states)
+
+
+@contextmanager
+def worker_deaths() -> Iterator[None]:
+    """Raises OSError where the system ends a worker. Torch's signal handler has a RuntimeError for it, which comes up
+    wherever this process is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise OSError(
+            f"a process that makes batches was ended by the system, often for want of memory: {error} "
+            "Fewer train.workers or a smaller cache_mb take less."
+        ) from None
 
 
 def make_feed(
@@ -151,12 +167,11 @@ def make_feed(
     joint: JointConfig | None,
     seed: int,
     number: int,
-    remarks: str = "",
 ) -> Feed:
     """Batch `number` of the training with its noisy state: the attention planned, a joint head's windows drawn."""
     windows = None if joint is None else draw_windows(batch, joint.share, seed, number)
     plan = None if backend == "dense" else plan_batch(batch, backend)
-    return Feed(batch, drawn, plan, remarks, windows)
+    return Feed(batch, drawn, plan, windows)
 
 
 def _ahead(items: Iterable[Any]) -> Iterator[Any]:

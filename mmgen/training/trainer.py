@@ -3,17 +3,18 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmgen.config import save_yaml, to_mapping
-from mmgen.data.loader import build_loaders
+from mmgen.data.loader import Counts, build_loaders, describe_counts, row_of_counts
 from mmgen.training.begin import begin_from
 from mmgen.training.checkpoint import latest_checkpoint, load_checkpoint
 from mmgen.training.faults import save_batches
-from mmgen.training.feed import Part, feeds
+from mmgen.training.feed import Part, feeds, worker_deaths
 from mmgen.training.guards import Interrupt
 from mmgen.training.host import keep_freed_memory
 from mmgen.training.losses import loss_weights
@@ -35,6 +36,11 @@ from mmgen.training.validation import Quality, preview, validate
 
 # what a resumed run may change without becoming another run
 FREE_ON_RESUME = {
+    # where the data is and how it is fetched; that it is the same data the loaders' states say
+    "data.sources.*.path",
+    "data.sources.*.remote",
+    "data.sources.*.cache_mb",
+    "data.sources.*.max_broken",
     "train.steps",
     "train.skip_budget",
     "train.workers",
@@ -107,14 +113,14 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
         part=part,
     )
     meters, spikes = Meters(), Spikes(loss_weights(stepper.parts))
-    heard = told = ""
+    told, treated = "", Counter()
     peak = known_peak(ranks.device)
     resolved = to_mapping(config)
     report = Reporter(
         run, config.log, total_steps=num_steps, step=step, seen=seen, resolved=resolved, peak=peak
     )
     watched = profiled(config.log, run, step, ranks.rank)
-    with Interrupt() as interrupt, report, closing(saver), watched as step_done:
+    with worker_deaths(), Interrupt() as interrupt, report, closing(saver), watched as step_done:
         report.say(_describe(config, stepper, latest))
         if begun is not None:
             report.say(begun)
@@ -124,7 +130,7 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
                 for _ in range(part.num_own):
                     feed, states = next(ready)
                     own.append(feed)
-                    heard = feed.remarks or heard
+                    treated = feed.treated
             if peak is not None:
                 report.worked(stepper.flops(own))
             taken = stepper.take(step, own)
@@ -137,10 +143,13 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
             _watch(taken, step, meters, spikes, report, ranks)
             report.advance(step, seen)
             if step % config.log.every == 0 or step == num_steps:
-                if heard != told:  # with the rows, since totals grow with every shard that is read
+                # with the rows, since totals grow with every shard that is read
+                met: Counts = sum(gathered(treated), Counter())
+                if (heard := describe_counts(met)) != told:
                     report.say(f"data: {(told := heard)}")
                 means = meters.read()
-                report.row(step, seen, {"loss": means.pop("loss"), **means, "lr": taken.lr})
+                values = {"loss": means.pop("loss"), **means, "lr": taken.lr, **row_of_counts(met)}
+                report.row(step, seen, values)
             _look(stepper, step, seen, quality, report, interrupt.requested)
             if step % config.checkpoint.every == 0:
                 save(states)
@@ -226,7 +235,7 @@ def _checkpoint_to_resume(run: Path, config: RunConfig, resume: bool) -> Path | 
 
 
 def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
+    return any(fnmatchcase(key, free) or fnmatchcase(key, f"{free}.*") for free in FREE_ON_RESUME)
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:

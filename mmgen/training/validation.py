@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from mmgen.data.loader import DataConfig, build_loaders
+from mmgen.data.loader import build_loaders
 from mmgen.evaluation.distances import kid_value
 from mmgen.evaluation.features import Lite0Features, picture_features
 from mmgen.evaluation.grid import picture_grid
@@ -45,7 +45,7 @@ def validate(
     attention = choose_backend(
         config.train.attention, ranks.device, config.model.head_dim, config.train.precision
     )
-    data = DataConfig(config.validation.sources, config.data.compose, config.data.pack)
+    data = replace(config.data, sources=config.validation.sources, streams=1, weights="documents")
     meters = Meters()
     ready = feeds(
         build_loaders(data, parts.modalities, config.seed + 1, parts.objective.grouping),

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -99,6 +99,22 @@ def test_workers_make_the_same_batches_and_go_on_from_the_same_states(folders: d
         assert same(batch, expected) and after == wanted
 
 
+def watch(loader: Loader, placed: Counter[tuple[str, int]]) -> Callable[[], None]:
+    """Counts (key, epoch) of what the loader places; to be told of the end of each batch."""
+    place = loader._place
+
+    def noted(packer: Any, unit: Sequence[tuple[Any, Document]]) -> None:
+        placed.update((document.key, drawn.position.epoch) for drawn, document in unit)
+        place(packer, unit)
+
+    def ended() -> None:
+        # what waits is offered again, and so counted again
+        placed.subtract((loader._composed[drawn].key, drawn.position.epoch) for drawn in loader.waiting)
+
+    loader._place = noted
+    return ended
+
+
 def test_ranks_and_workers_that_share_the_streams_anew_lose_and_repeat_nothing(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ):
@@ -106,6 +122,8 @@ def test_ranks_and_workers_that_share_the_streams_anew_lose_and_repeat_nothing(
     those of one process, and over an epoch every sample is placed once or waits."""
     data = replace(config(folders), compose=ComposeConfig({"text image": 1.0}, 0.0))
     num = data.streams * 5
+
+    placed: Counter[tuple[str, int]] = Counter()
 
     def run(step: int, rounds: int, ranks: int, states: list[dict]) -> tuple[list[PackedBatch], list[dict]]:
         """Each rank has loaders of its own and makes the batches of its streams alone; states are then gathered."""
@@ -117,16 +135,20 @@ def test_ranks_and_workers_that_share_the_streams_anew_lose_and_repeat_nothing(
             for stream in own:
                 if states:
                     loaders[stream].load_state(json.loads(json.dumps(states[stream])))
+            ended = {stream: watch(loaders[stream], placed) for stream in own}
             made = {stream: iter(loaders[stream]) for stream in own}
             for at in range(step, step + rounds * data.streams):
                 stream = at % data.streams
                 if stream in made:
                     batches[at], state = next(made[stream])
+                    ended[stream]()
                     gathered = gathered or [loader.state() for loader in loaders]
                     gathered[stream] = state
         return [batches[at] for at in sorted(batches)], gathered
 
     expected, _ = run(0, 5, 1, [])
+    alone = +placed
+    placed.clear()
     found, states = run(0, 2, 2, [])
     more, states = run(2 * data.streams, 2, 1, states)
     last, states = run(4 * data.streams, 1, 4, states)
@@ -135,6 +157,8 @@ def test_ranks_and_workers_that_share_the_streams_anew_lose_and_repeat_nothing(
     drawn = sum(state["num_drawn"] for state in states)
     waiting = sum(len(state["waiting"]) for state in states)
     assert sum(batch.num_documents for batch in found) + waiting == drawn
+    assert +placed == alone and {*(+placed).values()} == {1}, "no sample twice in an epoch, over all three"
+    assert len({key for key, epoch in +placed if epoch == 0}) == 50, "and none is lost"
 
 
 @pytest.mark.parametrize("streams", [1, 4])
@@ -143,20 +167,12 @@ def test_every_sample_is_placed_once_an_epoch(folders: dict[str, Path], streams:
     placed: Counter[tuple[str, int]] = Counter()
     ends = []
     for loader in build_loaders(data, modalities(), 5):
-        place = loader._place
-
-        def noted(packer: Any, unit: Sequence[tuple[Any, Document]], place=place) -> None:
-            placed.update((document.key, drawn.position.epoch) for drawn, document in unit)
-            place(packer, unit)
-
-        loader._place = noted
-        before: list[Any] = []
+        ended = watch(loader, placed)
         for _ in islice(loader, 8):
-            # what waits is offered again, and so counted again
-            placed.subtract((document.key, drawn.position.epoch) for drawn, document in before)
-            before = [(drawn, loader._composed[drawn]) for drawn in loader.waiting]
+            ended()
         ends.append(loader.positions["pictures"].epoch)
     assert min(ends) >= 2
+    placed = +placed
     assert {key for key, epoch in placed if epoch == 0} == {f"sample{i}" for i in range(50)}
     assert {count for (_, epoch), count in placed.items() if epoch == 0} == {1}
 

@@ -204,6 +204,12 @@ def test_a_layout_of_img2dataset_reads_as_it_is(tmp_path):
         assert cat.picture is not None and cat.picture.size == (32, 32)
 
 
+def array(values: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, values, allow_pickle=True)
+    return stream.getvalue()
+
+
 GOOD = [("good.png", png(picture(0))), ("good.txt", b"fine")]
 BIG = png(Image.new("RGB", (100, 100)))
 HALF = png(picture(1))[:200]
@@ -219,9 +225,16 @@ HALF = png(picture(1))[:200]
         ("picture too large", [("bad.png", BIG), ("bad.txt", b"a")]),
         ("bad json", [("bad.json", b"{"), ("bad.txt", b"a")]),
         ("bad json", [("bad.json", b"[1]"), ("bad.txt", b"a")]),
+        ("bad json", [("bad.json", b"[" * 100_000), ("bad.txt", b"a")]),
+        ("text is not utf-8", [("bad.json", b'{"captions": {"name": "a \\ud800 b"}}'), ("bad.txt", b"a")]),
+        ("bad parts", [("bad.json", b'{"parts": [{"text": "\\ud800"}]}')]),
         ("bad captions", [("bad.json", b'{"captions": {"name": 3}}'), ("bad.txt", b"a")]),
         ("text is not utf-8", [("bad.txt", b"\xff\xfe\xff")]),
         ("bad latents", [("bad.latents.npy", b"\x93NUMPY"), ("bad.txt", b"a")]),
+        (
+            "bad latents",
+            [("bad.latents.npy", array(np.full((4, 2, 2), np.nan, np.float16))), ("bad.txt", b"a")],
+        ),
         ("bad parts", [("bad.json", b'{"parts": []}')]),
         ("missing picture of a part", [("bad.json", b'{"parts": [{"picture": "0.png"}]}')]),
     ],
@@ -234,11 +247,8 @@ def test_broken_samples_are_counted_by_reason_and_left_out(tmp_path, reason, mem
 
 
 def test_latents_of_objects_are_never_unpickled(tmp_path):
-    stream = io.BytesIO()
-    np.save(stream, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    _, rejects = read_all(
-        make_tar(tmp_path / "a.tar", [("a.latents.npy", stream.getvalue()), ("a.txt", b"a")])
-    )
+    data = array(np.array([{"a": 1}], dtype=object))
+    _, rejects = read_all(make_tar(tmp_path / "a.tar", [("a.latents.npy", data), ("a.txt", b"a")]))
     assert dict(rejects.samples) == {"bad latents": 1}
 
 

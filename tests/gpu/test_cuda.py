@@ -28,7 +28,7 @@ def parts_and_feed(objective: Objective, backend: AttentionBackend) -> tuple[Par
     assert packer.add(*documents(8), *documents(4, "image text"))
     batch = packer.finish()
     state = draw_state(batch, modalities(), objective, 0)
-    feed = Feed(batch, state, plan_batch(batch, backend), "")
+    feed = Feed(batch, state, plan_batch(batch, backend))
     return Parts(tokenizer(), modalities(), model(), objective), feed
 
 

@@ -68,6 +68,14 @@ def test_a_picture_that_does_not_divide_is_counted_not_resized():
         modalities()["image"].encode(odd, Place(1, True, True), keyed_numpy(0))
 
 
+@pytest.mark.parametrize("shape", [(4, 4, 4), (3, 0, 4), (3, 4, 5)])
+def test_latents_of_another_shape_are_counted_as_broken(shape: tuple[int, int, int]):
+    """The tests' codec gives 3 channels, and a token has 4 x 4 of them."""
+    foreign = Sample("a", "s", latents=np.zeros(shape, np.float16))
+    with pytest.raises(MissingPart, match=f"latents of {shape[0]} x {shape[1]} x {shape[2]}.*: a"):
+        modalities()["image"].encode(foreign, Place(1, True, True), keyed_numpy(0))
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -20,7 +20,7 @@ def feed(objective: Objective) -> Feed:
     packer = Packer(PackConfig(1, 256, 256), modalities(), objective.grouping)
     assert packer.add(*documents(8))
     batch = packer.finish()
-    return Feed(batch, draw_state(batch, modalities(), objective, 0), None, "")
+    return Feed(batch, draw_state(batch, modalities(), objective, 0), None)
 
 
 def step(objective: Objective, mode: Checkpointing, precision: str, refined: list[int] | None = None):

@@ -45,7 +45,7 @@ def feed(objective: Objective, num_documents: int) -> Feed:
     packer = Packer(PackConfig(2, 384, 384), modalities(), objective.grouping)
     assert packer.add(*documents(num_documents), *documents(4, "image text"))
     batch = packer.finish()
-    return Feed(batch, draw_state(batch, modalities(), objective, 0), None, "")
+    return Feed(batch, draw_state(batch, modalities(), objective, 0), None)
 
 
 def gradients(parts: Parts, each: Feed, precision: str) -> list[torch.Tensor]:

@@ -150,6 +150,20 @@ def test_a_full_disk_stops_the_run_with_one_line_and_keeps_what_was_there(
 
 
 @pytest.mark.slow
+def test_a_worker_that_the_system_ends_stops_the_run_with_one_line(config: RunConfig, tmp_path: Path):
+    endless = replace(config.train, steps=10**6, workers=1)
+    process = start(replace(config, run=str(tmp_path / "run"), train=endless), tmp_path / "run.yaml")
+    wait_until(lambda: latest_checkpoint(tmp_path / "run" / "checkpoints") is not None, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert children and process.returncode == 1, output
+    assert "error: a process that makes batches was ended by the system" in output.splitlines()[-1]
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["validation", "quality", "preview"])
 def test_a_signal_in_the_middle_of_an_evaluation_saves_and_stops(
     config: RunConfig, tmp_path: Path, what: str

@@ -2,13 +2,15 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 
 from mmgen.data.compose import ComposeConfig
-from mmgen.data.loader import DataConfig, build_loaders
+from mmgen.data.loader import DataConfig, build_loaders, describe_counts, row_of_counts
 from mmgen.data.pack import PackConfig
 from mmgen.data.shards import write_shards
 from mmgen.data.source import SourceConfig
@@ -80,6 +82,20 @@ def test_groups_and_samples_of_all_streams_have_numbers_of_their_own(data: DataC
     assert min(drawn) > 0, "every stream was asked"
     numbers = [{d["number"] % STREAMS for d in state["waiting"]} for state in states[-1]]
     assert all(found <= {stream} for stream, found in enumerate(numbers))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_broken_is_counted_over_all_processes(tmp_path: Path, workers: int):
+    """Six samples of sixty are longer than a row; each process meets those of its own streams."""
+    long = [replace(sample(i), captions={"text": "red " * (300 if i % 10 == 0 else 3)}) for i in range(60)]
+    write_shards(tmp_path / "set", long, lambda _: "train", "test", max_samples_per_shard=10)
+    sources = {"a": SourceConfig(str(tmp_path / "set"), window=30, max_broken=1.0)}
+    data = DataConfig(sources, ComposeConfig({"text": 1.0}), PackConfig(2, 128, 128), STREAMS)
+    treated = made(data, workers, 40)[-1][0].treated
+    broken, seen = treated["a", "samples", "longer than a row of the batch"], treated["a", "samples", ""]
+    assert 10 * broken == seen and seen == 60 * max(workers, 1), "each has met every sample, in some epoch"
+    assert describe_counts(treated).startswith(f"a: {broken} of {seen} samples broken")
+    assert row_of_counts(treated) == {"broken_samples": broken}
 
 
 @pytest.mark.parametrize(("num_ranks", "workers", "micro_batches"), [(2, 0, 2), (2, 2, 4), (4, 1, 4)])

@@ -48,7 +48,7 @@ def pack(parts: Parts, docs: list[Document], config: PackConfig) -> Feed:
         assert packer.add(*docs[start : start + 4])
     batch = packer.finish()
     windows = None if parts.joint is None else draw_windows(batch, parts.joint.share, 0, 0)
-    return Feed(batch, draw_state(batch, parts.modalities, parts.objective, 0), None, "", windows)
+    return Feed(batch, draw_state(batch, parts.modalities, parts.objective, 0), None, windows)
 
 
 def facts_of(parts: Parts) -> ModelFacts:

@@ -143,7 +143,7 @@ def feed_of(objective: Objective, **image: object) -> tuple[Parts, Feed]:
     assert packer.add(*items)
     batch = packer.finish()
     state = draw_state(batch, parts, objective, 0)
-    return Parts(tokenizer(), parts, net, objective), Feed(batch, state, plan_batch(batch, "runs"), "")
+    return Parts(tokenizer(), parts, net, objective), Feed(batch, state, plan_batch(batch, "runs"))
 
 
 def read_by(batch: PackedBatch, instance: int) -> list[int]:
@@ -228,7 +228,7 @@ def test_a_batch_without_pictures_has_a_zero_loss_and_zero_gradients():
     assert packer.add(*documents(2, "text"))
     batch = packer.finish()
     state = draw_state(batch, parts.modalities, objective, 0)
-    losses = compute_losses(parts, Feed(batch, state, plan_batch(batch, "runs"), ""), "float64", CPU)
+    losses = compute_losses(parts, Feed(batch, state, plan_batch(batch, "runs")), "float64", CPU)
     assert losses["image"].total == 0 and losses["image"].count == 0
     weighted(parts, losses).backward()
     gradient = parts.model.heads["image"].weight.grad
@@ -267,7 +267,7 @@ def train_on_two_modes(objective: Objective, steps: int) -> Sampler:
         optimizer.param_groups[0]["lr"] = 5e-3 * min(1, 2 * (1 - step / steps))
         groups = batch.instances.group + step * batch.instances.num_groups
         now = replace(batch, instances=replace(batch.instances, group=groups))
-        feed = Feed(now, draw_state(now, parts, objective, 0, step / steps), attention, "")
+        feed = Feed(now, draw_state(now, parts, objective, 0, step / steps), attention)
         weighted(built, compute_losses(built, feed, "float32", CPU)).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -24,7 +24,7 @@ def batch(objective: Objective, sources: tuple[str, ...]) -> Feed:
     texts = documents(6, "text") + documents(8, "text image")
     assert packer.add(*(replace(each, source=sources[i % len(sources)]) for i, each in enumerate(texts)))
     made = packer.finish()
-    return Feed(made, draw_state(made, modalities(), objective, 0), None, "")
+    return Feed(made, draw_state(made, modalities(), objective, 0), None)
 
 
 def losses(objective: Objective, feed: Feed) -> dict[str, Loss]:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -318,6 +319,13 @@ def test_resuming_another_run_is_refused_by_name_of_the_setting(config: RunConfi
     with pytest.raises(ValueError, match=r"optim\.lr"):
         train(replace(short, optim=replace(short.optim, lr=0.5)), resume=True)
     train(replace(short, train=replace(short.train, steps=2)), resume=True)
+    ((name, source),) = short.data.sources.items()
+    shutil.copytree(str(source.path), tmp_path / "moved")
+    moved = replace(source, path=str(tmp_path / "moved"), max_broken=0.5, cache_mb=1)
+    elsewhere = replace(short.data, sources={name: moved})
+    train(replace(short, data=elsewhere, train=replace(short.train, steps=3)), resume=True)
+    with pytest.raises(ValueError, match=rf"data\.sources\.{name}\.window"):
+        train(replace(short, data=replace(elsewhere, sources={name: replace(moved, window=7)})), resume=True)
 
 
 @pytest.mark.slow
