@@ -1,6 +1,7 @@
 """Several processes train one model: the same losses and weights as one process, whatever is shared how, and no hang
 where one of them is lost. Every test starts real processes with torchrun."""
 
+import json
 import os
 import re
 import signal
@@ -19,10 +20,13 @@ from mmgen.data.loader import DataConfig, build_loaders
 from mmgen.data.pack import PackConfig
 from mmgen.data.shards import write_shards
 from mmgen.data.streams import SourceConfig
+from mmgen.devices import find_device
 from mmgen.model.joint import JointConfig
 from mmgen.objectives import FlowMatchingConfig, IMMConfig
 from mmgen.tokenization.text import train_text
 from mmgen.training.checkpoint import latest_checkpoint, load_model_weights, read_state
+from mmgen.training.cluster import Cluster
+from mmgen.training.estimate import estimate
 from mmgen.training.metrics import LogConfig
 from mmgen.training.optim import OptimConfig
 from mmgen.training.run import (
@@ -67,12 +71,17 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     )
 
 
-def torchrun(config: RunConfig, num_ranks: int, *words: str) -> subprocess.Popen[str]:
+TRAIN = ("mmgen", "train")
+
+
+def torchrun(
+    config: RunConfig, num_ranks: int, *words: str, program: tuple[str, ...] = TRAIN
+) -> subprocess.Popen[str]:
     path = Path(f"{config.run}.yaml")
     save_yaml(config, path)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
     return subprocess.Popen(
-        [*launch, "-m", "mmgen", "train", str(path), *words],
+        [*launch, "-m", *program, str(path), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -80,8 +89,8 @@ def torchrun(config: RunConfig, num_ranks: int, *words: str) -> subprocess.Popen
     )
 
 
-def run(config: RunConfig, num_ranks: int, *words: str) -> str:
-    process = torchrun(config, num_ranks, *words)
+def run(config: RunConfig, num_ranks: int, *words: str, program: tuple[str, ...] = TRAIN) -> str:
+    process = torchrun(config, num_ranks, *words, program=program)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
@@ -122,7 +131,7 @@ CASES: dict[str, tuple[int, float, dict]] = {
     "two copies of two shards, checkpoints in the background": (
         4,
         1e-9,
-        {"train": {"micro_batches": 4, "replicas": 2}, "checkpoint": {"background": True}},
+        {"train": {"micro_batches": 8, "replicas": 2}, "checkpoint": {"background": True}},
     ),
     "three ranks, uneven shards, Muon": (
         3,
@@ -149,6 +158,30 @@ def test_ranks_train_what_one_process_trains(config: RunConfig, tmp_path: Path, 
     train(replace(config, run=str(tmp_path / "one"), train=alone))
     run(replace(config, run=str(tmp_path / "several")), num_ranks)
     compare(tmp_path / "one", tmp_path / "several", tolerance)
+
+
+def test_a_step_sends_the_bytes_that_are_estimated(config: RunConfig, tmp_path: Path):
+    """Two copies of two shards, two batches a rank: gradients are scattered after each, in float32, and summed over
+    the copies after the last."""
+    config = replace(
+        config,
+        run=str(tmp_path / "run"),
+        optim=replace(config.optim, matrices="muon"),
+        train=replace(config.train, steps=1, micro_batches=8, precision="bf16", replicas=2),
+        validation=ValidationConfig(),
+    )
+    run(config, 4, program=("tests.distributed.traffic",))
+    said = estimate(config, Cluster(find_device("h200"), 4, shards=2)).communication
+    sent = [json.loads((tmp_path / f"run.{rank}.json").read_text()) for rank in range(4)]
+    expected = {
+        "all_gather": said.all_gather,
+        "reduce_scatter": said.reduce_scatter,
+        "all_reduce": said.all_reduce,
+        "all_to_all": said.muon_gather,
+    }
+    for kind, num_bytes in expected.items():
+        mean = sum(each[kind] for each in sent) / len(sent)
+        assert mean == pytest.approx(num_bytes, abs=500), kind  # counts and losses are summed too
 
 
 def test_a_rank_without_pictures_neither_hangs_nor_biases_the_loss(config: RunConfig, tmp_path: Path):
