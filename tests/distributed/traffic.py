@@ -1,5 +1,5 @@
-"""`mmgen train CONFIG` under torchrun, which also writes what a rank's collectives sent in the last step: bytes by kind,
-as a ring sends them, in CONFIG.RANK.json."""
+"""`mmgen train CONFIG` under torchrun, which also writes what a rank's collectives sent in the last step: bytes by
+kind, as a ring sends them, in CONFIG.RANK.json."""
 
 import json
 import os
