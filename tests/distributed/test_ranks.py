@@ -197,8 +197,8 @@ def test_a_step_sends_the_bytes_that_are_estimated(config: RunConfig, tmp_path: 
 
 
 def test_in_bfloat16_ranks_end_where_one_process_does_but_for_rounding(config: RunConfig, tmp_path: Path):
-    """Measured on a CPU: weights .0014 of the way that they went apart. Gradients summed in bfloat16 would hardly add to
-    it (.0015), so the bytes that a step sends hold float32, above."""
+    """Measured on a CPU: weights .0014 of the way that they went apart. Gradients summed in bfloat16 would hardly add
+    to it (.0015), so the bytes that a step sends hold float32, above."""
     config = replace(
         config,
         train=replace(config.train, precision="bf16", micro_batches=4),
