@@ -107,7 +107,7 @@ class Stepper:
         self.model.train()
         loss, found = torch.zeros((), device=ranks.device), []
         for number, feed in enumerate(feeds, 1):
-            if isinstance(self.model, FSDPModule):  # shards add up over batches, copies once: it is a sum
+            if isinstance(self.model, FSDPModule):  # copies exchange what a rank's batches add up to
                 self.model.set_requires_all_reduce(number == len(feeds))
             with part("forward"):
                 losses = compute_losses(parts, feed, config.train.precision, ranks.device)
