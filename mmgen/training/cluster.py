@@ -71,8 +71,8 @@ def communication(
 ) -> Communication:
     """Of an optimizer step of `batches` packed batches a GPU.
 
-    Gradients are scattered after every packed batch and summed over replicas once a step. Muon's matrices are taken to
-    be put together as bfloat16 on one GPU of the group each, and their updates sent back.
+    Gradients are scattered after every packed batch and summed over replicas once a step. Muon's matrices are put
+    together as float32 on one GPU of the group each, and their updates sent back as bfloat16.
     """
     group, replicas = cluster.group, cluster.replicas
     sent = (group - 1) / group
@@ -80,7 +80,7 @@ def communication(
     gradients = SUMMED * (block_parameters + other_parameters)
     scattered = sent * batches * gradients
     reduced = 2 * (replicas - 1) / replicas * gradients / group
-    muon = sent * 2 * GATHERED * muon_parameters / group
+    muon = sent * (SUMMED + GATHERED) * muon_parameters / group
     within = _seconds(cluster, gathered + scattered + muon, group)
     return Communication(
         gathered, scattered, reduced, muon, within + _replica_seconds(cluster, reduced, gradients)

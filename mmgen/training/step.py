@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 from torch.profiler import record_function
@@ -105,7 +106,9 @@ class Stepper:
         set_learning_rate(self.optimizer, lr := learning_rate(config.optim, step, config.train.steps))
         self.model.train()
         loss, found = torch.zeros((), device=ranks.device), []
-        for feed in feeds:
+        for number, feed in enumerate(feeds, 1):
+            if isinstance(self.model, FSDPModule):  # copies exchange what a rank's batches add up to
+                self.model.set_requires_all_reduce(number == len(feeds))
             with part("forward"):
                 losses = compute_losses(parts, feed, config.train.precision, ranks.device)
                 share = weighted(parts, losses, of_step)

@@ -210,7 +210,7 @@ def test_bytes_on_the_way_are_those_of_a_sum_by_hand() -> None:
     sent = communication(Cluster(H200, 8, 4), 1000, 100, 1, muon_parameters=400)
     assert sent.all_gather == 3 / 4 * (2 * 2 * 1000 + 4 * 100)
     assert sent.all_reduce == 2 * 1 / 2 * 4 * 1100 / 4
-    assert sent.muon_gather == 3 / 4 * 2 * 2 * 400 / 4
+    assert sent.muon_gather == 3 / 4 * (4 + 2) * 400 / 4
     assert sent.total == sent.all_gather + sent.reduce_scatter + sent.all_reduce + sent.muon_gather
     assert communication(ONE, 1000, 100, 4, 400).total == 0 == communication(ONE, 1000, 100, 4).seconds
 

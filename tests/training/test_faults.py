@@ -90,13 +90,17 @@ def test_checkpoints_written_beside_the_steps_are_those_written_within_them(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize(("background", "workers"), [(False, 0), (True, 2)])
 def test_kills_at_any_moment_of_writing_lose_no_more_than_the_steps_since(
-    config: RunConfig, tmp_path: Path, background: bool
+    config: RunConfig, tmp_path: Path, background: bool, workers: int
 ):
     """Killed again and again while every step writes a checkpoint, the run ends as one that nobody touched."""
-    config = replace(config, checkpoint=CheckpointConfig(every=1, background=background))
-    config = replace(config, train=replace(config.train, steps=60))
+    config = replace(
+        config,
+        checkpoint=CheckpointConfig(every=1, background=background),
+        data=replace(config.data, streams=2),
+        train=replace(config.train, steps=60, workers=workers),
+    )
     train(replace(config, run=str(tmp_path / "whole")))
     cut = replace(config, run=str(tmp_path / "cut"))
     folder, draw, kills = tmp_path / "cut" / "checkpoints", random.Random(0), 0

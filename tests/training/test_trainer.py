@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from mmgen.model.joint import JointConfig
 from mmgen.sampling.plan import Plan
 from mmgen.sequence import NO_LABEL
 from mmgen.tokenization.text import train_text
-from mmgen.training.checkpoint import latest_checkpoint, load_model_weights
+from mmgen.training.checkpoint import latest_checkpoint, load_model_weights, read_state
 from mmgen.training.feed import draw_windows
 from mmgen.training.metrics import LogConfig, read_metrics
 from mmgen.training.optim import OptimConfig
@@ -66,27 +67,53 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     )
 
 
-def test_ten_steps_equal_five_and_five_bit_for_bit(config: RunConfig, tmp_path: Path):
-    for precision, matrices, joint in (
-        ("float32", "adamw", None),
-        ("bf16", "muon", JointConfig("hmm", 3, 4)),
-    ):
-        optim = replace(config.optim, matrices=matrices)
-        base = replace(config, joint=joint, optim=optim, train=replace(config.train, precision=precision))
-        whole, parts = tmp_path / f"{precision}-whole", tmp_path / f"{precision}-parts"
-        train(replace(base, run=str(whole)))
-        # the schedule must be that of ten steps, so the first half is cut, not planned: a copy of the run at step 5
-        train(replace(base, run=str(parts)))
-        for path in (parts / "checkpoints").glob("step-00000010*"):
-            for file in sorted(path.rglob("*"), reverse=True):
-                file.unlink() if file.is_file() else file.rmdir()
-            path.rmdir()
-        assert latest_checkpoint(parts / "checkpoints").name == "step-00000005"
-        train(replace(base, run=str(parts)), resume=True)
-        expected, found = weights(whole), weights(parts)
-        assert expected.keys() == found.keys()
-        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-        assert rows(parts) == rows(whole)
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("precision", "matrices", "joint"),
+    [("float32", "adamw", None), ("bf16", "muon", JointConfig("hmm", 3, 4))],
+)
+def test_ten_steps_equal_five_and_five_bit_for_bit(
+    config: RunConfig,
+    tmp_path: Path,
+    workers: int,
+    precision: str,
+    matrices: Literal["adamw", "muon"],
+    joint: JointConfig | None,
+):
+    """Of two sources mixed, packed in two streams that take turns: the cut is in the middle of a turn."""
+    write_shards(
+        tmp_path / "other",
+        [sample(i) for i in range(30, 60)],
+        lambda _: "train",
+        "test",
+        max_samples_per_shard=10,
+    )
+    sources = {**config.data.sources, "other": SourceConfig(str(tmp_path / "other"), weight=0.5)}
+    base = replace(
+        config,
+        joint=joint,
+        data=replace(config.data, sources=sources, streams=2),
+        optim=replace(config.optim, matrices=matrices),
+        train=replace(config.train, precision=precision, workers=workers),
+    )
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(replace(base, run=str(whole)))
+    # the schedule must be that of ten steps, so the first half is cut, not planned: a copy of the run at step 5
+    train(replace(base, run=str(parts)))
+    for path in (parts / "checkpoints").glob("step-00000010*"):
+        for file in sorted(path.rglob("*"), reverse=True):
+            file.unlink() if file.is_file() else file.rmdir()
+        path.rmdir()
+    latest = latest_checkpoint(parts / "checkpoints")
+    assert latest.name == "step-00000005"
+    loaders = read_state(latest)["scalars"]["loaders"]
+    positions = [position for loader in loaders for position in loader["positions"].values()]
+    assert len(positions) == 4 and all(each["epoch"] or each["index"] for each in positions), "all are read"
+    train(replace(base, run=str(parts)), resume=True)
+    expected, found = weights(whole), weights(parts)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert rows(parts) == rows(whole)
 
 
 def test_a_joint_head_learns_beside_the_trunk_and_writes_several_tokens_a_pass(
