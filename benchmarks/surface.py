@@ -25,7 +25,7 @@ class Arguments(harness.Arguments):
     """What is drawn; the data set is built where it is missing."""
     blocks: tuple[int, ...] = (1, 2, 4)
     """Numbers of blocks of the surface model."""
-    weights: tuple[float, ...] = (4.0, 2.0, 1.0)
+    weights: tuple[float, ...] = (24.0, 3.0, 1.0)
     """How often it is trained on each."""
     steps: tuple[int, ...] = (1, 2, 4, 8)
     """Of a block."""
