@@ -195,7 +195,7 @@ def skips(folder: Path, samples: list[Sample], arguments: Arguments) -> list[har
     def read_in_order() -> None:
         next(read_entries(ShardFile(str(path)), RemoteConfig(), None, far))
 
-    kept = find_listing(ShardFile(str(path)))
+    kept = find_listing(ShardFile(str(path)), RemoteConfig())
     stated = {
         "index beside the tar": resume,
         "headers read": lambda: scan_tar(path),

@@ -4,13 +4,14 @@ An `Entry` is a sample of which nothing has been decoded and, in a plain local t
 to whoever wants it.
 """
 
+import errno
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from webdataset.tariterators import group_by_keys
 
@@ -18,8 +19,10 @@ from mmgen.data.codec import MAX_PIXELS, BrokenSample, decode_sample
 from mmgen.data.find import ShardFile
 from mmgen.data.listing import COMPRESSED, Listing, is_plain_tar, list_tar, shard_reason, tar_members
 from mmgen.data.rejects import Rejects
-from mmgen.data.remote import RemoteConfig, RemoteStream, Unreachable
+from mmgen.data.remote import RemoteConfig, RemoteStream, Unreachable, retried
 from mmgen.sequence import Sample
+
+T = TypeVar("T")
 
 
 class BrokenShard(Exception):
@@ -52,6 +55,7 @@ class _Placed:
     url: str
     file: int
     listing: Listing
+    remote: RemoteConfig
 
     @property
     def key(self) -> str:
@@ -71,10 +75,7 @@ class _Placed:
         return group
 
     def _read(self, offset: int, size: int) -> bytes:
-        try:
-            data = os.pread(self.file, size, offset)
-        except OSError:
-            raise BrokenShard("unreadable shard") from None
+        data = retried(lambda: os.pread(self.file, size, offset), self.url, self.remote)
         if len(data) < size:
             raise BrokenShard("truncated shard")
         return data
@@ -98,14 +99,27 @@ class _Held:
         return self.group
 
 
-def find_listing(shard: ShardFile) -> Listing | None:
-    """Where the samples of a shard lie, None where it has to be read in order. Raises BrokenShard."""
-    try:
-        if shard.path is None or not is_plain_tar(shard.path):
-            return None
-        return list_tar(shard.path)
-    except OSError as error:
-        raise BrokenShard(shard_reason(error, 0)) from None
+def find_listing(shard: ShardFile, remote: RemoteConfig) -> Listing | None:
+    """Where the samples of a shard lie, None where it has to be read in order.
+
+    Raises BrokenShard where it is missing, Unreachable where the disk fails.
+    """
+    path = shard.path
+    if path is None:
+        return None
+    return _retried(lambda: list_tar(path) if is_plain_tar(path) else None, shard, remote)
+
+
+def _retried(read: Callable[[], T], shard: ShardFile, remote: RemoteConfig) -> T:
+    """What `read` gives of a local shard, tried again where the disk fails: that does not make a shard a broken one."""
+
+    def unless_missing() -> T:
+        try:
+            return read()
+        except FileNotFoundError as error:
+            raise BrokenShard(shard_reason(error, 0)) from None
+
+    return retried(unless_missing, shard.url, remote)
 
 
 def read_entries(
@@ -113,10 +127,10 @@ def read_entries(
 ) -> Iterator[Entry]:
     """The samples of a shard from number `first` on; by `listing` where it has one, else all before are read too.
 
-    Raises BrokenShard where the shard ends before its end, Unreachable where a remote one cannot be read.
+    Raises BrokenShard where the shard ends before its end, Unreachable where its connection or disk fails.
     """
     if listing is not None:
-        yield from _placed_entries(shard, listing, first)
+        yield from _placed_entries(shard, remote, listing, first)
         return
     number = 0
     groups = group_by_keys(_members(shard, remote))
@@ -126,6 +140,9 @@ def read_entries(
         except Unreachable:
             raise
         except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
+            # a decompressor's own OSError has no number; what the system says of a disk has one
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+                raise Unreachable(f"{shard.url} cannot be read: {error.strerror}") from None
             raise BrokenShard(shard_reason(error, number)) from None
         if group is None:
             break
@@ -136,14 +153,11 @@ def read_entries(
         raise BrokenShard("empty shard")
 
 
-def _placed_entries(shard: ShardFile, listing: Listing, first: int) -> Iterator[Entry]:
-    try:
-        file = os.open(shard.url, os.O_RDONLY)
-    except OSError as error:
-        raise BrokenShard(shard_reason(error, 0)) from None
+def _placed_entries(shard: ShardFile, remote: RemoteConfig, listing: Listing, first: int) -> Iterator[Entry]:
+    file = _retried(lambda: os.open(shard.url, os.O_RDONLY), shard, remote)
     try:
         for number in range(first, len(listing)):
-            yield _Placed(number, shard.url, file, listing)
+            yield _Placed(number, shard.url, file, listing, remote)
     finally:
         os.close(file)
     if listing.broken is not None:
@@ -189,12 +203,12 @@ def read_shard(
     """The samples of one shard, in order.
 
     Broken samples, and a shard that is missing, empty, truncated or no tar, are counted in `rejects` by reason and
-    left out; ValueError when that is too much, or where a remote shard cannot be read. A picture above `max_pixels` is
+    left out; ValueError when that is too much, or where a connection or a disk fails. A picture above `max_pixels` is
     refused from its header, undecoded.
     """
-    file = _as_file(shard)
+    file, remote = _as_file(shard), RemoteConfig()
     try:
-        for entry in read_entries(file, RemoteConfig(), find_listing(file)):
+        for entry in read_entries(file, remote, find_listing(file, remote)):
             group = entry.read()
             try:
                 sample = decode_sample(group, max_pixels)

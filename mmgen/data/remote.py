@@ -11,10 +11,11 @@ import re
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from webdataset.gopen import gopen
@@ -25,13 +26,14 @@ TAIL = 1024  # the zeros that end a tar
 
 
 class Unreachable(ValueError):
-    """A remote shard could not be read; names the address, the reason and the number of tries."""
+    """A shard could not be read; names its address or file, the reason and the number of tries."""
 
 
 @dataclass(frozen=True)
 class RemoteConfig:
     retries: int = 5
-    """further tries to read a shard where a connection fails, before the run stops; anew after every byte that came"""
+    """further tries to read a shard where a connection or a disk fails, before the run stops; anew after every byte
+    that came"""
     backoff: float = 1.0
     """seconds before the first of them; doubles with each"""
     timeout: float = 60.0
@@ -62,6 +64,25 @@ class _Failure(Exception):
         self.final = final
 
 
+FAILURES = (_Failure, OSError, http.client.HTTPException)
+T = TypeVar("T")
+
+
+def retried(read: Callable[[], T], url: str, config: RemoteConfig) -> T:
+    """What `read` gives, tried again where it fails. Raises Unreachable."""
+    tries = 0
+    while True:
+        try:
+            return read()
+        except FAILURES as error:
+            failure = error if isinstance(error, _Failure) else _Failure(_reason(error, config))
+            tries += 1
+            if failure.final or tries > config.retries:
+                times = f", tried {tries} times" if tries > 1 else ""
+                raise Unreachable(f"{url} cannot be read: {failure}{times}") from None
+            time.sleep(config.backoff * 2 ** (tries - 1))
+
+
 class RemoteStream(io.RawIOBase):
     """The bytes behind a remote address, once and in order, whatever happens to the connections that bring them.
 
@@ -88,19 +109,7 @@ class RemoteStream(io.RawIOBase):
             return self.readall()
         if self._ended or not size:
             return b""
-        tries = 0
-        while True:
-            try:
-                chunk = self._read_once(size)
-                break
-            except (_Failure, OSError, http.client.HTTPException) as error:
-                self._drop()
-                failure = error if isinstance(error, _Failure) else _Failure(_reason(error, self.config))
-                tries += 1
-                if failure.final or tries > self.config.retries:
-                    times = f", tried {tries} times" if tries > 1 else ""
-                    raise Unreachable(f"{self.url} cannot be read: {failure}{times}") from None
-                time.sleep(self.config.backoff * 2 ** (tries - 1))
+        chunk = retried(partial(self._read_once, size), self.url, self.config)
         self.head = self.head or chunk[:TAIL]
         self.position += len(chunk)
         self.tail = (self.tail + chunk)[-TAIL:]
@@ -113,6 +122,13 @@ class RemoteStream(io.RawIOBase):
         return len(chunk)
 
     def _read_once(self, size: int) -> bytes:
+        try:
+            return self._read_on(size)
+        except FAILURES:
+            self._drop()
+            raise
+
+    def _read_on(self, size: int) -> bytes:
         if self._source is None:
             opened = self._open(self.url, self.position, self.config.timeout)
             self._source = opened.source

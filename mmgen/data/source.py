@@ -170,7 +170,7 @@ class SourceReader:
     def _listing(self, shard: int) -> Listing | None:
         listing = self._kept.get(("listing", shard))
         if listing is None:
-            listing = find_listing(self.shards[shard])
+            listing = find_listing(self.shards[shard], self.config.remote)
             if listing is not None:
                 self._kept.put(("listing", shard), listing, listing.num_bytes)
         return listing

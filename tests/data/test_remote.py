@@ -1,16 +1,22 @@
-"""Shards over HTTP, from a real server that fails in the ways that servers do."""
+"""Shards over HTTP, from a real server that fails in the ways that servers do; and on disks that fail."""
 
+import errno
+import gzip
+import os
+import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from mmgen.data.find import find_shards, find_splits
+from mmgen.data.listing import list_tar, tar_members
 from mmgen.data.remote import RemoteConfig, RemoteStream, Unreachable
 from mmgen.data.shards import write_shards
 from mmgen.data.source import SourceConfig
@@ -213,3 +219,59 @@ def test_the_backoff_doubles(server: tuple[str, Faults], monkeypatch: pytest.Mon
     with pytest.raises(Unreachable):
         RemoteStream(f"{url}/set/train-000000.tar", RemoteConfig(3, 0.5, 1)).read(10)
     assert slept == [0.5, 1.0, 2.0]
+
+
+# -- disks -----------------------------------------------------------------------------------------------------------
+
+
+def failing(call: Callable, times: float, path: Path) -> Callable:
+    """`call`, which raises an error of the disk the first `times` that it is asked for a file like `path`."""
+    left = times
+
+    def faulty(where: Any, *args: Any) -> Any:
+        nonlocal left
+        name = os.readlink(f"/proc/self/fd/{where}") if isinstance(where, int) else str(where)
+        if name == str(path) and left > 0:
+            left -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return call(where, *args)
+
+    return faulty
+
+
+@pytest.mark.parametrize("call", ["os.pread", "os.open", "mmgen.data.read.list_tar"])
+def test_a_disk_that_fails_at_times_loses_no_sample(folder: Path, monkeypatch: pytest.MonkeyPatch, call: str):
+    path = folder / "set" / "train-000001.tar"
+    whole = keys(stream_of(str(folder / "set")))
+    original = list_tar if call.endswith("list_tar") else getattr(os, call.removeprefix("os."))
+    monkeypatch.setattr(call, failing(original, FAST.retries, path))
+    stream = stream_of(str(folder / "set"))
+    assert keys(stream) == whole
+    assert not stream.rejects.shards
+
+
+@pytest.mark.parametrize("call", ["os.pread", "os.open", "mmgen.data.read.list_tar"])
+def test_a_disk_that_goes_on_failing_stops_with_the_file_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, call: str
+):
+    """It is no broken shard: with max_broken 1 the rest of it would be lost without a word."""
+    path = folder / "set" / "train-000001.tar"
+    original = list_tar if call.endswith("list_tar") else getattr(os, call.removeprefix("os."))
+    monkeypatch.setattr(call, failing(original, float("inf"), path))
+    with pytest.raises(
+        Unreachable, match=r"train-000001\.tar cannot be read: Input/output error, tried 4 times"
+    ):
+        keys(stream_of(str(folder / "set")))
+
+
+def test_a_disk_that_fails_under_a_compressed_tar_stops_too(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    path = folder / "set-000000.tar.gz"
+    path.write_bytes(gzip.compress((folder / "set" / "train-000000.tar").read_bytes()))
+
+    def fails(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+        yield next(tar_members(tar))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("mmgen.data.read.tar_members", fails)
+    with pytest.raises(Unreachable, match=r"set-000000\.tar\.gz cannot be read: Input/output error"):
+        keys(stream_of(str(path)))
