@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import time
 from pathlib import Path
 
@@ -139,13 +140,16 @@ def test_wandb_offline_takes_rows_and_a_resumed_run_keeps_its_name(tmp_path: Pat
     assert (tmp_path / "wandb_run").read_text() == name
     # wandb's service writes the file in its own time, and is done some seconds after `finish` at the latest.
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        files = list(tmp_path.glob(f"wandb/offline-run-*-{name}/run-{name}.wandb"))
-        if files and all(b"image_loss" in file.read_bytes() for file in files):
-            break
+    steps: list[list[int]] = []
+    while time.monotonic() < deadline and sorted(steps) != [[1, 2], [2, 3]]:
         time.sleep(0.2)
-    else:
-        pytest.fail("the rows did not reach wandb's file")
+        files = tmp_path.glob(f"wandb/offline-run-*-{name}/run-{name}.wandb")
+        # of each row, in the history and the summary: the key "step", and as field 16 its value in JSON
+        found = [re.findall(rb"\x04step\x82\x01.(\d+)", file.read_bytes()) for file in files]
+        steps = [sorted({int(number) for number in each}) for each in found]
+    assert sorted(steps) == [[1, 2], [2, 3]], (
+        "all rows of both, of which the second repeats what the first had begun"
+    )
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
         1,
         2,
