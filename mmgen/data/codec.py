@@ -119,6 +119,8 @@ def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         EOFError,
         zlib.error,
         struct.error,
+        TypeError,
+        AttributeError,
     ):  # what Pillow's decoders raise on broken bytes
         raise BrokenSample("corrupt picture") from None
 
