@@ -55,7 +55,7 @@ imm)
   "$python" -m benchmarks.target_pass "${quick[@]}" --width 1024 --num-layers 20 --documents 64 --out "$out/target_pass.json"
   ;;
 sample)
-  "$python" -m benchmarks.sampling "${quick[@]}" --width 2048 --num-layers 20 --seeds 1 --out "$out/sampling.json"
+  "$python" -m benchmarks.sampling "${quick[@]}" --width 2048 --num-layers 20 --seeds 1 --precision bf16 --out "$out/sampling.json"
   ;;
 loader) "$python" -m benchmarks.loader "${quick[@]}" --seeds 1 --out "$out/loader.json" ;;
 esac

@@ -65,9 +65,10 @@ class Modulation(nn.Module):
             active = nn.functional.silu(embedding)
             shared = self.project(active).unflatten(-1, (6, -1))
             blocks = self.norm(shared + self.tables[:, None])
-            blocks = blocks + blocks.new_tensor([0.0, 1.0, 1.0, 0.0, 1.0, 1.0])[:, None]
             final = self.norm(self.final(active).unflatten(-1, (2, -1)))
-            return blocks, final + final.new_tensor([0.0, 1.0])[:, None]
+            # made on the device: a graph that is recorded there can hold no number of the host's
+            neutral = torch.arange(6, device=blocks.device).remainder(3).clamp(max=1).to(blocks.dtype)[:, None]
+            return blocks + neutral, final + neutral[:2]
 
 
 def modulate(

@@ -312,6 +312,14 @@ class Trunk(nn.Module):
             assert isinstance(block, Block)
             block.checkpointing = checkpointing
 
+    def narrow_weights(self) -> None:
+        """Keeps the matrices in bfloat16, for a model that is no longer trained: autocast need not make them so call by
+        call, and what it computes stays the same to the bit.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.to(torch.bfloat16)
+
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compiles `forward` of a block, whole; all blocks share what comes of it. The first calls take minutes.
 

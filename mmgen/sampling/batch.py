@@ -20,6 +20,7 @@ from mmgen.rng import keyed_numpy, keyed_torch
 from mmgen.sampling.context import Context
 from mmgen.sampling.cost import Cost, head_flops, state_flops
 from mmgen.sampling.documents import Documents
+from mmgen.sampling.graphs import Graphs
 from mmgen.sampling.loops import (
     Outputs,
     guided,
@@ -73,6 +74,7 @@ class Batch:
         grid: tuple[int, int],
         plan: Plan,
         listen: Listener | None = None,
+        graphs: Graphs | None = None,
     ) -> None:
         self.model = model
         self.objective = objective
@@ -81,6 +83,7 @@ class Batch:
         self.grid = grid
         self.plan = plan
         self.listen = listen
+        self.graphs = graphs
         self.asked = rows[0].request.asked
         self.cost = Cost()
         self.made = [Made() for _ in rows]
@@ -134,16 +137,21 @@ class Batch:
                 more += 2 + (1 + plan.thinking + beyond if plan.thinking else 0)
                 # the last block of the last picture, which nobody reads, stands here too while it is noisy
                 more += self.grid[0] * self.grid[1]
-        return Context(self.model, self.documents.modalities, documents, more, self.cost)
+        return self._reads(documents, more)
+
+    def _reads(self, documents: Sequence[Sequence[Span]], more: int) -> Context:
+        modalities = self.documents.modalities
+        return Context(self.model, modalities, documents, more, self.cost, graphs=self.graphs)
 
     def _think(self, context: Context, number: int) -> None:
-        """Text between what was given and a picture; what it is told of in training, a new line parts it from."""
-        if number == 0:
-            for row, own in enumerate(self.rows):
-                if own.request.given and isinstance(own.request.given[-1], str):
-                    separator = self.documents.text.separator()
-                    start = context.next_position(row)
-                    context.append(row, self.documents.text.span(separator, start, predicted=False))
+        """Text between what is there and a picture; where that ends with a text, a new line parts the two, as in
+        training."""
+        for row, own in enumerate(self.rows):
+            given = own.request.given
+            if self.asked[number - 1] == "text" if number else given and isinstance(given[-1], str):
+                separator = self.documents.text.separator()
+                start = context.next_position(row)
+                context.append(row, self.documents.text.span(separator, start, predicted=False))
         thoughts = self._write(context, number, self.plan.thinking, self._begin_of_picture, thought=True)
         for made, thought in zip(self.made, thoughts, strict=True):
             made.thoughts.append(thought)
@@ -197,7 +205,7 @@ class Batch:
             # the condition is dropped whole in training, what was drawn before included
             null = [[self.documents.text.begin()]] * len(self.rows)
             room = 2 + bands(*grid, plan.blocks)[-1].start
-            contexts.append(Context(self.model, self.documents.modalities, null, room, self.cost))
+            contexts.append(self._reads(null, room))
         for context in contexts:
             for row in range(len(self.rows)):
                 context.append(row, self.documents.size(grid, context.next_position(row)))

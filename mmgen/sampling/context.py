@@ -9,6 +9,7 @@ from torch import Tensor
 from mmgen.modalities import Modality, Text
 from mmgen.model.model import Model
 from mmgen.sampling.cost import Cost, context_flops
+from mmgen.sampling.graphs import Graphs
 from mmgen.sampling.session import Session
 from mmgen.sequence import Span
 
@@ -27,9 +28,10 @@ class Context:
         more: int,
         cost: Cost,
         spent: str = "prefill_flops",
+        graphs: Graphs | None = None,
     ) -> None:
         longest = max(sum(map(len, spans)) for spans in documents)
-        self.session = Session(model, modalities, len(documents), longest + more)
+        self.session = Session(model, modalities, len(documents), longest + more, graphs)
         self.cost = cost
         self.spent = spent
         self.channels = sum(modality.channels for modality in modalities.values())

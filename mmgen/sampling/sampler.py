@@ -22,6 +22,7 @@ from mmgen.sampling.batch import Batch, Made, Row
 from mmgen.sampling.context import Context
 from mmgen.sampling.cost import Cost
 from mmgen.sampling.documents import Documents
+from mmgen.sampling.graphs import Graphs
 from mmgen.sampling.plan import MAX_BATCH, Plan, batches
 from mmgen.sampling.predict import ModelFacts
 from mmgen.sampling.request import Answer, Answers, Listener, Part, Request
@@ -46,6 +47,8 @@ class Sampler:
 
     With `precision` bf16 matrix products, attention and the cache are in bfloat16, as in training with bf16; times, the
     state, norms, heads and laws of tokens are what they are without. Raises ValueError for one that is not known.
+
+    `graphs`: calls are recorded on a GPU and replayed (see graphs.py). Weights may then change in place alone.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Sampler:
         size: tuple[int, int] = (64, 64),
         plan: Plan | None = None,
         precision: SamplingPrecision = "float32",
+        graphs: bool = False,
     ) -> None:
         if precision not in get_args(SamplingPrecision):
             raise ValueError(
@@ -68,6 +72,7 @@ class Sampler:
         self.size = size
         self.plan = plan or Plan()
         self.documents = Documents(modalities)
+        self.graphs = Graphs(self.model) if graphs else None
 
     @property
     def text(self) -> Text:
@@ -117,9 +122,15 @@ class Sampler:
             for indices in batches(list(members), most):
                 started = time.perf_counter()
                 rows = [Row(requests[i], i, seeds[i], c) for i in indices for c in range(plan.candidates)]
-                batch = Batch(self.model, self.objective, self.documents, rows, grid, plan, listen)
-                with self._narrowed():
-                    chosen = self._choose(batch.run(), rows, plan, batch.cost)
+                batch = Batch(
+                    self.model, self.objective, self.documents, rows, grid, plan, listen, self.graphs
+                )
+                try:
+                    with self._narrowed():
+                        chosen = self._choose(batch.run(), rows, plan, batch.cost)
+                finally:
+                    if self.graphs is not None:
+                        self.graphs.release()
                 found |= zip(indices, self._decode(chosen), strict=True)
                 batch.cost.nfe *= plan.candidates
                 batch.cost.seconds = time.perf_counter() - started

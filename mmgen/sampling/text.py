@@ -27,9 +27,7 @@ class TextDecoder:
         session, model = self.session, self.session.model
         num_rows, self._num_read = tokens.shape
         num_keys = session.cache.length + self._num_read
-        rows = zip(tokens.tolist(), session.positions, strict=True)
-        hidden = session.read_all([[self.text.span(ids, start, predicted=False)] for ids, start in rows])
-        logits = model.logits(hidden)
+        hidden, logits = session.write(tokens, self.text)
         num = num_rows * self._num_read
         if self._num_read > 1:
             assert model.joint_head is not None, "a draft needs a head"

@@ -191,19 +191,24 @@ def build(config: RunConfig, outline: bool = False, device: str = "cpu") -> Part
 def load(run: str | Path, which: str = "ema", precision: SamplingPrecision = "float32") -> Sampler:
     """A sampler of a run's latest checkpoint (`which`: its averaged weights, or the plain ones, "model").
 
-    `run` is a run's folder or one of its checkpoints; `precision` is the sampler's. Raises ValueError where there is
-    no such run or checkpoint.
+    `run` is a run's folder or one of its checkpoints; `precision` is the sampler's. On a GPU its calls are recorded.
+    Raises ValueError where there is no such run or checkpoint.
     """
     checkpoint = find_checkpoint(run)
     config = load_run_config(checkpoint.parent.parent)
     parts = build(config)
     parts.model.load_state_dict(load_model_weights(checkpoint, which))
     device = default_device()
+    if precision == "bf16":
+        parts.model.trunk.narrow_weights()
     parts.model.to(device)
     for modality in parts.modalities.values():
         if isinstance(modality, Image):
             modality.codec.compute_on(device)
-    return Sampler(parts.model, parts.modalities, parts.objective, config.size, config.plan, precision)
+    graphs = device.type == "cuda"
+    return Sampler(
+        parts.model, parts.modalities, parts.objective, config.size, config.plan, precision, graphs
+    )
 
 
 def write_weights(

@@ -165,6 +165,23 @@ def test_a_thought_is_text_that_the_picture_reads(joint: str | None, per_pass: i
     assert (without[0] - answer.latents[0]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(("joint", "per_pass"), [(None, 1), ("chain", 2), ("chain", 4)])
+def test_a_thought_after_a_text_is_parted_from_it(joint: str | None, per_pass: int):
+    """However many of the text's tokens a pass has read."""
+    draws = sampler(joint=joint)
+    prompts = ["red square", "a large blue circle", "the small", "green"]
+    requests = [Request((prompt,), ("text", "image")) for prompt in prompts]
+    for num in range(1, 7):
+        plan = replace(GREEDY, thinking=4, tokens_per_pass=per_pass, max_tokens=num)
+        for prompt, answer in zip(prompts, draws.answer(requests, plan, seed=3).answers, strict=True):
+            spans, end = draws.documents.begin([prompt], keyed_numpy), draws.text.tokenizer.height(4)
+            for found, limit in ((answer.parts[0], num), (answer.thoughts[0], 4)):
+                ids = greedy(draws, spans, end, limit)
+                assert found == draws.text.tokenizer.decode(ids)
+                more = [*ids, *draws.text.separator()]
+                spans.append(draws.text.span(more, spans[-1].next_position, predicted=False))
+
+
 def test_pictures_and_texts_of_a_condition_guide_apart():
     draws, given = sampler(), (picture(1), "green")
     one = Plan(steps=1)

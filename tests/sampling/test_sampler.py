@@ -1,5 +1,6 @@
 """What a request gets depends on the request alone, and on the model as it was trained."""
 
+import copy
 from collections import Counter
 from dataclasses import replace
 from typing import cast
@@ -334,6 +335,10 @@ def test_bfloat16_draws_nearly_the_same_from_half_the_cache(joint: str | None):
     assert 0 < difference < 0.02
     assert (other.cost.memory, other.cost.flops) == (drawn.cost.memory / 2, drawn.cost.flops)
     assert (narrow.facts.value_bytes, wide.facts.value_bytes) == (2, 4)
+    kept = copy.deepcopy(wide.model)
+    kept.trunk.narrow_weights()
+    again = Sampler(kept, wide.modalities, wide.objective, wide.size, precision="bf16")
+    assert torch.equal(again.generate(PROMPTS, plan, seed=7).latents, other.latents)
     text = narrow.complete(["red"], Plan(max_tokens=6, tokens_per_pass=1 if joint is None else 4))
     assert text.cost.tokens == 6, "the law of a token is made of wide numbers still"
     nats = [draws.bits(["a red square"])[0] for draws in (wide, narrow)]
