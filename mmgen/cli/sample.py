@@ -33,8 +33,8 @@ class Sample:
     """continue this text"""
     given: tuple[str, ...] | None = None
     """parts in reading order, each a text or the path of a picture; what --ask names follows them"""
-    ask: tuple[Kind, ...] = ("image",)
-    """of --given: the kinds of parts that are made, in turn"""
+    ask: tuple[Kind, ...] | None = None
+    """of --given: the kinds of parts that are made, in turn (image)"""
     blocks: int | None = None
     """draw a picture in this many bands of rows, each after those above it"""
     steps: tuple[int, ...] | None = None
@@ -95,9 +95,16 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"give one of {', '.join(f'--{name}' for name in modes)}; given: {given}")
     if args.num < 1:
         raise ValueError(f"--num {args.num} must be at least 1")
+    if args.ask is not None and args.given is None:
+        raise ValueError(f"--ask says what follows --given; --{asked[0]} has one kind of answer")
     requests = [request for request in _requests(args) for _ in range(args.num)]
     if args.stream and len(requests) > 1:
         raise ValueError(f"--stream shows one answer, and {len(requests)} are asked for")
+    if args.stream and (args.adaptive or (args.candidates or 1) > 1):
+        other = "--adaptive" if args.adaptive else f"--candidates {args.candidates}"
+        raise ValueError(
+            f"--stream shows one answer as it is made, and {other} may make several: leave one out"
+        )
     draws = "image" in requests[0].asked
     out = args.out or Path("sample.png")
     if out.suffix and out.suffix != ".png":
@@ -113,12 +120,15 @@ def main(argv: Sequence[str]) -> int:
         found = answer_adaptively(sampler, requests, plan, args.seed)
     else:
         plan = plan if draws else replace(plan, candidates=1)
-        found = sampler.answer(requests, plan, args.seed, _Shown(plan) if args.stream else None)
-    for answer in found.answers:
+        shown = _Shown(plan) if args.stream else None
+        found = sampler.answer(requests, plan, args.seed, shown)
+        if shown is not None:
+            shown.end_line()
+    for answer in [] if args.stream else found.answers:
         for thought in answer.thoughts:
             print(f"thought: {thought}")
         for part in answer.parts:
-            if isinstance(part, str) and not args.stream:
+            if isinstance(part, str):
                 print(part)
     if draws:
         _save(found.answers, requests, out, args)
@@ -134,7 +144,7 @@ def _requests(args: Sample) -> list[Request]:
         return [Request((args.text,), ("text",))]
     if args.given is not None:
         parts = [_open(Path(part), "--given") if _is_picture(part) else part for part in args.given]
-        return [Request(tuple(parts), args.ask, args.size)]
+        return [Request(tuple(parts), args.ask or ("image",), args.size)]
     prompts = _read_prompts(args.prompts) if args.prompts is not None else [args.prompt or ""]
     return [Request((prompt,), ("image",), args.size) for prompt in prompts]
 
@@ -150,25 +160,33 @@ class _Shown:
         self.plan = plan
         self.started = time.perf_counter()
         self.shown = ""
+        self.part: tuple[int, bool] | None = None  # that is being written
 
     def __call__(self, event: Event) -> None:
         if event.text is not None:
+            if (event.part, event.thought) != self.part:
+                self.end_line()
+                self.part = event.part, event.thought
+                print("thought: " if event.thought else "", end="")
             fresh = event.text.removeprefix(self.shown) if event.text.startswith(self.shown) else event.text
             print(fresh, end="", flush=True)
             self.shown = event.text
             return
-        if self.shown:
-            print()
-        self.shown = ""
+        self.end_line()
         seconds = time.perf_counter() - self.started
         print(f"block {event.blocks} of {self.plan.blocks} after {seconds:.2f} s", flush=True)
+
+    def end_line(self) -> None:
+        if self.part is not None:
+            print()
+        self.shown, self.part = "", None
 
 
 def _within(args: Sample, asked_plan: dict[str, object]) -> Plan | Policy:
     """The plan, or policy, that the budget buys, which is shown."""
     if other := [name for name in asked_plan if name not in ("temperature", "top_p", "max_tokens")]:
         raise ValueError(f"--budget chooses the plan: leave out {', '.join(f'--{name}' for name in other)}")
-    if args.caption is not None or args.text is not None or "image" not in args.ask:
+    if args.caption is not None or args.text is not None or "image" not in (args.ask or ("image",)):
         raise ValueError("--budget is of pictures: give --prompt or --prompts")
     budget = Budget.parse(args.budget or "")
     folder = run_folder(args.run)

@@ -94,7 +94,7 @@ class TradeoffConfig:
 
 def _moved(plan: Plan, axis: str, value: Any) -> Plan:
     if ":" in axis:
-        return import_function(axis, "axis")(plan, value)
+        return import_function(axis, "axis", "plan, value")(plan, value)
     # the number of blocks decides how many steps there are to name
     other = {"steps": plan.block_steps[0]} if axis == "blocks" else {}
     return replace(plan, **other, **{axis: value})

@@ -67,7 +67,9 @@ class Modulation(nn.Module):
             blocks = self.norm(shared + self.tables[:, None])
             final = self.norm(self.final(active).unflatten(-1, (2, -1)))
             # made on the device: a graph that is recorded there can hold no number of the host's
-            neutral = torch.arange(6, device=blocks.device).remainder(3).clamp(max=1).to(blocks.dtype)[:, None]
+            neutral = (
+                torch.arange(6, device=blocks.device).remainder(3).clamp(max=1).to(blocks.dtype)[:, None]
+            )
             return blocks + neutral, final + neutral[:2]
 
 

@@ -31,7 +31,7 @@ from mmgen.sampling.loops import (
     restart,
     tempered,
 )
-from mmgen.sampling.plan import Plan, import_function
+from mmgen.sampling.plan import SOLVER_ARGUMENTS, Plan, import_function
 from mmgen.sampling.request import Event, Listener, Part, Request
 from mmgen.sampling.text import TextDecoder
 from mmgen.sampling.verify import speculate
@@ -134,7 +134,8 @@ class Batch:
             if kind == "text":
                 more += plan.max_tokens + beyond
             else:
-                more += 2 + (1 + plan.thinking + beyond if plan.thinking else 0)
+                parted = len(self.documents.text.separator())
+                more += 2 + (parted + plan.thinking + beyond if plan.thinking else 0)
                 # the last block of the last picture, which nobody reads, stands here too while it is noisy
                 more += self.grid[0] * self.grid[1]
         return self._reads(documents, more)
@@ -289,7 +290,7 @@ class Batch:
 
             return restart(output, path.jump, path.add_noise, x, times, fresh)
         own = {"euler": pushforward, "heun": heun}
-        solve = own.get(plan.solver) or import_function(plan.solver, "solver")
+        solve = own.get(plan.solver) or import_function(plan.solver, "solver", SOLVER_ARGUMENTS)
         return solve(output, path.jump, x, times)
 
     def _tell(self, row: int, number: int, **what) -> None:

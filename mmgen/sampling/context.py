@@ -50,6 +50,7 @@ class Context:
 
     def read(self) -> Float[Tensor, "R W"]:
         """Reads what is pending, of which there is some in every row; final hidden states of each row's last token."""
+        assert all(self._pending), "a row with nothing to read has no hidden state that could be told"
         hidden = self.session.read(self._pending)
         self._count()
         return hidden

@@ -1,12 +1,17 @@
 """A plan: how much compute one request spends, and on what."""
 
 import importlib
+import inspect
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 SOLVERS = ("euler", "heun", "restart")
+SOLVER_ARGUMENTS = "output, jump, x, times"
 SCORERS = ("likelihood",)
+COUNTS = ("blocks", "thinking", "candidates", "tokens_per_pass", "max_tokens")
+NUMBERS = ("guidance", "guidance_range", "picture_guidance", "shift", "temperature", "top_p")
 
 MAX_BATCH = 64
 """requests that are drawn together at most"""
@@ -52,6 +57,9 @@ class Plan:
     max_tokens: int = 64
 
     def __post_init__(self) -> None:
+        if isinstance(self.steps, list):
+            object.__setattr__(self, "steps", tuple(self.steps))
+        self._check_types()
         if self.blocks < 1:
             raise ValueError(f"blocks {self.blocks} must be at least 1")
         if isinstance(self.steps, tuple) and len(self.steps) != self.blocks:
@@ -90,6 +98,17 @@ class Plan:
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens {self.max_tokens} must be at least 1")
 
+    def _check_types(self) -> None:
+        counts = {name: [getattr(self, name)] for name in COUNTS} | {"steps": list(self.block_steps)}
+        for name, values in counts.items():
+            if wrong := [value for value in values if not isinstance(value, int) or isinstance(value, bool)]:
+                raise ValueError(f"{name} {wrong[0]!r} must be a whole number")
+        for name in NUMBERS:
+            values = getattr(self, name)
+            for value in values if isinstance(values, tuple) else (values,):
+                if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+                    raise ValueError(f"{name} {value!r} must be a finite number")
+
     @property
     def block_steps(self) -> tuple[int, ...]:
         """Refinement steps of each block."""
@@ -102,8 +121,9 @@ def batches(items: Sequence[T], most: int = MAX_BATCH) -> Iterator[Sequence[T]]:
         yield items[start : start + most]
 
 
-def import_function(path: str, what: str) -> Any:
-    """What `package.module:function` names. Raises ValueError where it cannot be imported or called."""
+def import_function(path: str, what: str, arguments: str) -> Any:
+    """What `package.module:function` names. Raises ValueError where it cannot be imported, or called with as many
+    arguments as `arguments` names, with commas between them."""
     module, _, attribute = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -111,4 +131,11 @@ def import_function(path: str, what: str) -> Any:
         raise ValueError(f"{what} {path!r} cannot be imported: {error}") from None
     if not callable(found):
         raise ValueError(f"{what} {path!r} is {type(found).__name__}, which cannot be called")
+    try:
+        inspect.signature(found).bind(*arguments.split(","))
+    except (
+        TypeError,
+        ValueError,
+    ) as error:  # wrong arguments, or of a builtin, which has no signature to look at
+        raise ValueError(f"{what} {path!r} must take ({arguments}): {error}") from None
     return found

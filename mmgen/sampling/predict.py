@@ -21,7 +21,7 @@ from mmgen.model.trunk import TrunkConfig
 from mmgen.objectives import Objective
 from mmgen.sampling.cost import Cost, context_flops, head_flops, state_flops
 from mmgen.sampling.loops import guided, heun, plan_times, pushforward, restart
-from mmgen.sampling.plan import MAX_BATCH, Plan, batches, import_function
+from mmgen.sampling.plan import MAX_BATCH, SOLVER_ARGUMENTS, Plan, batches, import_function
 
 BEGIN, SIZE = 1, 2  # tokens that begin a document, and that say how large a picture is
 NEW_LINE = 1  # between two texts; a tokenizer may take more
@@ -272,7 +272,7 @@ def _evaluations(plan: Plan, steps: int, time_range: tuple[float, float]) -> Cou
         restart(output, _stay, lambda x, noise, t: x, nothing, times, lambda i: nothing)
     else:
         own = {"euler": pushforward, "heun": heun}
-        solve = own.get(plan.solver) or import_function(plan.solver, "solver")
+        solve = own.get(plan.solver) or import_function(plan.solver, "solver", SOLVER_ARGUMENTS)
         solve(output, _stay, nothing, times)
     return counts
 

@@ -1,6 +1,6 @@
 """What is asked of a sampler, and what comes back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,6 +33,10 @@ class Request:
     size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("given", "asked"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise ValueError(f"{name} {value!r} must be parts in reading order, such as ({value!r},)")
         if not self.asked or not set(self.asked) <= {"text", "image"}:
             raise ValueError(f"asked {self.asked} must be one or more of 'text' and 'image'")
         if any(pair == ("text", "text") for pair in zip(self.asked, self.asked[1:], strict=False)):

@@ -108,6 +108,10 @@ class Sampler:
         for request in requests:
             self._check(request, plan)
         seeds = [seed + i for i in range(len(requests))] if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(requests):
+            raise ValueError(
+                f"seed: {len(seeds)} of them for {len(requests)} requests; give one, or one for each"
+            )
         found: dict[int, Answer] = {}
         total = Cost()
 

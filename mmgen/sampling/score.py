@@ -83,11 +83,20 @@ def score_pictures(
     started = time.perf_counter()
     with torch.inference_mode():
         for part, drawn in zip(batches(requests), latents.split(MAX_BATCH), strict=True):
-            found.append(score(sampler, part, drawn, cost))
+            own = score(sampler, part, drawn, cost)
+            if not isinstance(own, Tensor) or own.shape != (len(part),) or not own.isfinite().all():
+                raise ValueError(
+                    f"scorer {scorer} must give {len(part)} finite scores, one a request, not {own}"
+                )
+            found.append(own.cpu())
     cost.seconds += time.perf_counter() - started
     return torch.cat(found)
 
 
 def load_scorer(name: str) -> Scorer:
     """`likelihood`, or `package.module:function`. Raises ValueError where there is none."""
-    return likelihood if name == "likelihood" else import_function(name, "scorer")
+    return (
+        likelihood
+        if name == "likelihood"
+        else import_function(name, "scorer", "sampler, requests, latents, cost")
+    )

@@ -1,9 +1,14 @@
-"""The surface benchmark: what its ratios say of known distances, that both arms cost the same, and one small run."""
+"""The surface benchmark: what its ratios say of known distances, that both arms cost the same, one small run,
+and that the page quotes the committed results.
+"""
+
+import json
 
 import numpy as np
 import pytest
 
 from benchmarks import arms
+from benchmarks.harness import ROOT
 from benchmarks.surface import Arguments, _ratios, _run, measure
 
 
@@ -42,3 +47,17 @@ def test_a_small_run_of_all_of_it(tmp_path):
     ]  # fmt: skip
     steps = {row["arm"]: row["train_steps"] for row in rows if "train_steps" in row}
     assert steps["surface"] == 20 and 20 < steps["one"] < 28
+
+
+def test_the_committed_results_bear_the_claim_and_the_page_quotes_them() -> None:
+    """At one block the model of several is as good as the one that knows no other; and all that is said of others."""
+    page = (ROOT / "docs/surface.md").read_text()
+    for name, shown in (("surface", (1, 2, 4)), ("surface_4_2_1", (1, 4)), ("surface_12_3_1", (1, 4))):
+        rows = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())["rows"]
+        for blocks in shown:
+            ratios = [row for row in rows if row.get("arm") == "ratio" and row["blocks"] == blocks]
+            found = [row["ratio"] for row in sorted(ratios, key=lambda row: row["steps"])]
+            cells = [f"{each['value']:.2f} ({each['low']:.2f} to {each['high']:.2f})" for each in found]
+            assert f"| {' | '.join(cells)} |" in page, (name, blocks)
+            if name == "surface" and blocks == 1:
+                assert max(each["high"] for each in found) <= 1.15

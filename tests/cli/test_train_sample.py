@@ -139,7 +139,10 @@ def test_parts_are_given_and_asked_for_in_any_order(run: Path, tmp_path: Path, c
     words = [*given, *few, "--stream", "--blocks", "2", "--candidates", "1"]
     assert main(["sample", str(run), *words, "--out", str(tmp_path / "pictures")]) == 0
     said = capsys.readouterr().out
+    lines = said.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["thought:", "block", "block"]
     assert "block 1 of 2 after" in said and "block 2 of 2 after" in said
+    assert lines[-1].startswith("cost:") and said.count("thought:") == 1
     assert Image.open(tmp_path / "pictures" / "00000.png").size == (16, 16)
 
 
@@ -148,6 +151,10 @@ def test_parts_are_given_and_asked_for_in_any_order(run: Path, tmp_path: Path, c
     [
         ([], "give one of --prompt"),
         (["--prompt", "a", "--num", "2", "--stream"], "--stream shows one answer, and 2 are asked for"),
+        (["--prompt", "a", "--stream", "--candidates", "2"], "and --candidates 2 may make several"),
+        (["--prompt", "a", "--stream", "--budget", "9nfe", "--adaptive"], "and --adaptive may make several"),
+        (["--prompt", "a", "--ask", "text"], "--ask says what follows --given; --prompt has one kind"),
+        (["--prompt", "a", "--guidance", "nan"], "guidance nan must be a finite number"),
         (["--given", "a", "--ask", "text", "text"], "two texts in turn are one"),
         (["--given", "nowhere.png"], "--given nowhere.png cannot be opened"),
         (["--prompt", "a", "--scorer", "best"], "scorer 'best' is none of likelihood"),

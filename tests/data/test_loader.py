@@ -1,6 +1,7 @@
 """Batches: nothing cut, lost or repeated; the state of one batch gives the next one bit for bit."""
 
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mmgen.data.loader import DataConfig, Loader
 from mmgen.data.pack import PackConfig, Packer, document_lengths
 from mmgen.data.shards import write_shards
 from mmgen.data.source import SourceConfig
-from mmgen.modalities.layout import BatchWriter
+from mmgen.modalities.layout import BatchWriter, span_lengths
 from mmgen.rng import keyed_numpy
 from mmgen.sequence import NO_LABEL, PAD, PackedBatch, Sample
 from tests.parts import documents, modalities, sample, tokenizer
@@ -147,6 +148,14 @@ def test_nothing_follows_the_last_picture_and_its_clean_copy_is_not_in_the_conte
     assert document.spans[-1].modality == "image"
     context, state = document_lengths(document)
     assert (context, state) == (len(document) - 16, 16)
+
+
+@pytest.mark.parametrize("blocks", [(12,), (6, 6), (3, 3, 3, 3)])
+def test_the_last_clean_block_is_in_the_context_only_where_something_reads_it(blocks: tuple[int, ...]):
+    image = modalities()["image"]
+    span = image.span(torch.zeros(12, image.channels), 3, 4, 10, keyed_numpy(0), read=False)
+    lengths = [span_lengths(replace(span, blocks=blocks, read=read, copies=2)) for read in (False, True)]
+    assert lengths == [(12 - blocks[-1], 24), (12, 24)]
 
 
 def test_positions_go_on_after_a_picture_whether_or_not_it_is_in_the_context():

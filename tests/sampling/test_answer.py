@@ -284,6 +284,33 @@ def test_a_solver_of_ones_own_is_called_as_pushforward_is():
         ValueError, match="solver 'mmgen.sampling.plan:SOLVERS' is tuple, which cannot be called"
     ):
         draws.generate(["red"], replace(plan, solver="mmgen.sampling.plan:SOLVERS"))
+    with pytest.raises(ValueError, match=r"no_scorer' must take \(output, jump, x, times\): too many"):
+        draws.generate(["red"], replace(plan, solver=f"{__name__}:no_scorer"))
+
+
+def scores_badly(sampler: Sampler, requests: list[Request], latents: Tensor, cost: Cost) -> Tensor:
+    return latents.flatten(1).mean(1) / 0
+
+
+@pytest.mark.parametrize(
+    ("scorer", "message"),
+    [
+        ("no_scorer", r"scorer '.*no_scorer' must take \(sampler, requests, latents, cost\): too many"),
+        ("scores_badly", "scores_badly must give 2 finite scores, one a request, not tensor"),
+    ],
+)
+def test_a_scorer_that_cannot_be_used_is_refused(scorer: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        sampler().generate(["red"], Plan(steps=1, candidates=2, scorer=f"{__name__}:{scorer}"))
+
+
+def test_what_is_no_request_is_refused():
+    with pytest.raises(ValueError, match=r"given 'red' must be parts in reading order, such as \('red',\)"):
+        Request("red")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="asked 'text' must be parts"):
+        Request(("red",), "text")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="seed: 1 of them for 2 requests"):
+        sampler().answer(REQUESTS[:2], GREEDY, [3])
 
 
 def test_whoever_listens_hears_every_token_and_every_block():

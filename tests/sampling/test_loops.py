@@ -1,5 +1,7 @@
 """Loops on functions whose answer is known."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -224,6 +226,14 @@ def test_tokens_follow_the_law_and_the_nucleus():
         ({"top_p": 0.0}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"tokens_per_pass": 0}, "tokens_per_pass 0"),
+        ({"steps": 2.0}, "steps 2.0 must be a whole number"),
+        ({"blocks": 2, "steps": (2, True)}, "steps True must be a whole number"),
+        ({"max_tokens": "9"}, "max_tokens '9' must be a whole number"),
+        ({"guidance": math.nan}, "guidance nan must be a finite number"),
+        ({"guidance_range": (0.0, math.nan)}, "guidance_range nan must be a finite number"),
+        ({"picture_guidance": math.inf}, "picture_guidance inf must be a finite number"),
+        ({"shift": math.inf}, "shift inf must be a finite number"),
+        ({"temperature": math.nan}, "temperature nan must be a finite number"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(change: dict, message: str):

@@ -124,10 +124,11 @@ def test_the_likeliest_text_is_the_same_however_many_tokens_a_pass_writes(kind: 
     assert writes.describe(pictures, unverified).text != texts[0], "the control: an untrained head's own text"
 
 
-def test_two_tokens_of_a_real_model_have_its_law():
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_tokens_of_a_real_model_have_its_law(kind: str):
     """A chi-square over the texts of two tokens, whose law is enumerated; drafts kept unseen fail it."""
-    writes, num = sampler(joint="mixture"), 4000
-    plan = Plan(max_tokens=2, tokens_per_pass=2, top_p=0.3)
+    writes, num = sampler(joint=kind), 4000
+    plan = Plan(max_tokens=2, tokens_per_pass=3, top_p=0.3)
     tokenizer = writes.text.tokenizer
     expected: dict[str, float] = Counter()
     for first, p in following(writes, [], plan).items():
