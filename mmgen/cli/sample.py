@@ -15,8 +15,8 @@ from mmgen.sampling.adaptive import Policy, answer_adaptively
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.planner import Budget, Planner
 from mmgen.sampling.request import Answer, Event, Kind, Request
-from mmgen.sampling.sampler import SamplingPrecision
-from mmgen.training.run import load, run_folder
+from mmgen.sampling.sampler import Sampler, SamplingPrecision
+from mmgen.training.run import find_checkpoint, load, run_folder
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
         asked_plan["steps"] = args.steps[0]
     if args.adaptive and args.budget is None:
         raise ValueError("--adaptive is of a --budget: give one")
-    plan = replace(sampler.plan, **asked_plan) if args.budget is None else _within(args, asked_plan)
+    plan = replace(sampler.plan, **asked_plan) if args.budget is None else _within(args, asked_plan, sampler)
     if isinstance(plan, Policy):
         found = answer_adaptively(sampler, requests, plan, args.seed)
     else:
@@ -182,31 +182,38 @@ class _Shown:
         self.shown, self.part = "", None
 
 
-def _within(args: Sample, asked_plan: dict[str, object]) -> Plan | Policy:
+def _within(args: Sample, asked_plan: dict[str, object], sampler: Sampler) -> Plan | Policy:
     """The plan, or policy, that the budget buys, which is shown."""
     if other := [name for name in asked_plan if name not in ("temperature", "top_p", "max_tokens")]:
         raise ValueError(f"--budget chooses the plan: leave out {', '.join(f'--{name}' for name in other)}")
     if args.caption is not None or args.text is not None or "image" not in (args.ask or ("image",)):
         raise ValueError("--budget is of pictures: give --prompt or --prompts")
+    if args.size not in (None, sampler.size):
+        height, width = sampler.size
+        raise ValueError(f"--budget knows pictures of {height} {width} alone: leave out --size")
     budget = Budget.parse(args.budget or "")
-    folder = run_folder(args.run)
-    path = folder / "tradeoff" / "tradeoff.json"
-    choice = Planner.load(path, adaptive=args.adaptive, precision=args.precision).choose(budget)
+    path = run_folder(args.run) / "tradeoff" / "tradeoff.json"
+    of = {"checkpoint": find_checkpoint(args.run).name, "weights": args.weights, "precision": args.precision}
+    choice = Planner.load(path, adaptive=args.adaptive, of=of).choose(budget)
     plan, (value, low, high) = choice.plan, choice.expected
     if isinstance(plan, Policy):
         said = f"{_said(plan.first)}; where its score is below {plan.threshold:.3g}: {_said(plan.then)}"
     else:
         said = _said(plan)
     print(
-        f"plan: {said}; when measured "
-        f"{1000 * choice.cost['seconds']:.3g} ms a picture and KID-lite0 {value:.3f} ({low:.3f} to {high:.3f})"
+        f"plan: {said}; when measured {1000 * choice.cost['seconds']:.3g} ms for a picture alone and "
+        f"KID-lite0 {value:.3f} ({low:.3f} to {high:.3f})"
     )
     return plan
 
 
 def _said(plan: Plan) -> str:
+    """Its blocks, steps and guidance, and what else of pictures is not as it is unless said otherwise."""
+    usual = Plan()
     more = [
-        f", {name} {getattr(plan, name)}" for name in ("thinking", "candidates") if getattr(plan, name) > 1
+        f", {name} {getattr(plan, name)}"
+        for name in ("guidance_range", "solver", "shift", "thinking", "candidates", "scorer")
+        if getattr(plan, name) != getattr(usual, name)
     ]
     return f"blocks {plan.blocks}, steps {plan.steps}, guidance {plan.guidance:g}{''.join(more)}"
 

@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ from mmgen.cli.arguments import parse
 from mmgen.cli.tables import print_line, show
 from mmgen.config import from_mapping, to_mapping
 from mmgen.evaluation.intervals import Estimate
+from mmgen.evaluation.latency import ROUNDS, WARMUP, Latencies, measure_latencies
 from mmgen.evaluation.policies import policy_rows
 from mmgen.evaluation.text_surface import describes, plain, sources_of, text_surface
 from mmgen.evaluation.tradeoff import (
@@ -39,14 +40,16 @@ from mmgen.evaluation.tradeoff import (
 )
 from mmgen.files import write_text
 from mmgen.modalities import bands
+from mmgen.sampling.calibration import Machine
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.planner import LOWER_IS_BETTER
-from mmgen.sampling.sampler import SamplingPrecision
+from mmgen.sampling.sampler import Sampler, SamplingPrecision
 from mmgen.training.metrics import open_wandb
 from mmgen.training.run import RunConfig, find_checkpoint, load, load_run_config, run_folder
 
 SAMPLES = "tradeoff.jsonl"
 SUMMARY = "tradeoff.json"
+LATENCY = "latency.json"
 FEATURES = "features"
 REAL_FEATURES = "real.npy"
 SHOWN = 24  # prompts whose pictures are kept
@@ -126,17 +129,23 @@ def main(argv: Sequence[str]) -> int:
             if plan not in store.found:
                 store.add(*judge.measure(sampler, plan, args.seed))
             bar.advance(task)
+        task = bar.add_task("seconds", total=len(plans) * (WARMUP + ROUNDS))
+        latencies = store.latencies(sampler, judge, plans, args.seed, lambda: bar.advance(task))
         pictures = [real.picture for real in judge.chosen]
         sources = sources_of(tasks, pictures, judge.prompts)
         task = bar.add_task("text", total=None)
         text = text_surface(sampler, sources, judge.prompts, args.seed, lambda: bar.advance(task))
-    rows = surface(judge, [store.found[plan] for plan in plans])
+    timed = [
+        replace(store.found[plan], seconds=latencies.plans[plan], score_seconds=latencies.scoring)
+        for plan in plans
+    ]
+    rows = surface(judge, timed)
     floor = judge.floor()
     about = {**header, "run": str(args.run), "floor": asdict(floor), "prompts": judge.prompts[:SHOWN]}
     policies: list[dict[str, Any]] = []
     if config.scorer is not None:
         figures = [name for name in FIGURES if name in rows[0]["choosing"] and name != "copies_lite0"]
-        policies = policy_rows(judge, [store.found[plan] for plan in plans], config.scorer, figures)
+        policies = policy_rows(judge, timed, config.scorer, figures)
     ceilings = {name: asdict(estimate) for name, estimate in judge.ceilings().items()}
     record = {**about, "ceilings": ceilings, "rows": [_plain(row) for row in rows]}
     record |= {"policies": [_plain(row) for row in policies], "text": plain(text)}
@@ -234,6 +243,28 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
         self.found[plan] = measured
+
+    def latencies(
+        self,
+        sampler: Sampler,
+        judge: Judge,
+        plans: Sequence[Plan],
+        seed: int,
+        on_plan: Callable[[], None] | None = None,
+    ) -> Latencies:
+        """Of plans that are there; timed anew, all of them, unless all have been on a machine like this."""
+        path = self.folder / LATENCY
+        machine = asdict(Machine.here(sampler.model.text_embedding.weight.device))
+        if path.is_file():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            known = {from_mapping(each["plan"], Plan): each["seconds"] for each in kept["plans"]}
+            if kept["machine"] == machine and set(plans) <= set(known):
+                return Latencies(known, kept["scoring"])
+        found = measure_latencies(sampler, judge.prompts, plans, seed, judge.scorer, on_plan)
+        of_plans = [{"plan": asdict(plan), "seconds": seconds} for plan, seconds in found.plans.items()]
+        record = {"machine": machine, "scoring": found.scoring, "plans": of_plans}
+        write_text(path, json.dumps(record, indent=1) + "\n")
+        return found
 
     def keep_real(self, features: Float[Tensor, "N F"]) -> None:
         """Those of the prompts' real pictures, beside the drawn ones'."""

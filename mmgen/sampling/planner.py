@@ -79,21 +79,28 @@ class Planner:
 
     @classmethod
     def load(
-        cls, path: Path, figure: str = "kid_lite0", adaptive: bool = False, precision: str = "float32"
+        cls,
+        path: Path,
+        figure: str = "kid_lite0",
+        adaptive: bool = False,
+        of: Mapping[str, str] | None = None,
     ) -> "Planner":
         """From the `tradeoff.json` that `mmgen tradeoff` writes; `adaptive`: policies too, which draw a picture again
-        where its score is low. Raises ValueError where there is none, and where it was measured in another precision.
+        where its score is low. `of`: checkpoint, weights and precision that must be those that were measured.
+        Raises ValueError where there is none, and where it was measured of another.
         """
         if not path.is_file():
             raise ValueError(
                 f"{path} is missing: `mmgen tradeoff RUN` measures the plans that a budget chooses among"
             )
         record = json.loads(path.read_text(encoding="utf-8"))
-        measured = record.get("precision", "float32")
-        if measured != precision:
-            raise ValueError(
-                f"{path} was measured with --precision {measured}, not {precision}: sample with it too"
-            )
+        measured = {"precision": "float32", **record}  # what was measured before there was another
+        for name, asked in (of or {}).items():
+            if measured.get(name) != asked:
+                there = measured.get(name)
+                raise ValueError(
+                    f"{path} was measured of {name} {there}, not {asked}: sample with that, or measure again"
+                )
         policies = record.get("policies", [])
         if adaptive and not policies:
             raise ValueError(

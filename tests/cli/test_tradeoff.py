@@ -130,5 +130,34 @@ def test_a_budget_buys_a_measured_plan(
     assert "cost: 1 network evaluations" in printed
     assert main([*draw, "--budget", "1nfe", "--steps", "4"]) == 2
     assert "--budget chooses the plan: leave out --steps" in capsys.readouterr().err
-    assert main([*draw, "--budget", "1nfe", "--precision", "bf16"]) == 2
-    assert "measured with --precision float32, not bf16" in capsys.readouterr().err
+    for words, message in (
+        (["--precision", "bf16"], "was measured of precision float32, not bf16"),
+        (["--weights", "model"], "was measured of weights ema, not model"),
+        (["--size", "8", "24"], "--budget knows pictures of 16 16 alone: leave out --size"),
+    ):
+        assert main([*draw, "--budget", "1nfe", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_seconds_are_timed_in_turns_once_on_a_machine(
+    out: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And again where the machine is another, or a plan is new."""
+    record = json.loads((out / "tradeoff.json").read_text())
+    kept = json.loads((out / "latency.json").read_text())
+    assert [each["plan"] for each in kept["plans"]] == [row["plan"] for row in record["rows"]]
+    assert [each["seconds"] for each in kept["plans"]] == [row["seconds"] for row in record["rows"]]
+    timed = []
+    measure = tradeoff.measure_latencies
+
+    def watched(sampler, prompts, plans, *more):
+        timed.append(len(plans))
+        return measure(sampler, prompts, plans, *more)
+
+    monkeypatch.setattr(tradeoff, "measure_latencies", watched)
+    again = ["tradeoff", str(run), *ARGUMENTS, "--out", str(out)]
+    assert main(again) == 0 and timed == []
+    assert main([*again, "--steps", "1", "2", "3"]) == 0 and timed == [6]
+    kept["machine"]["threads"] += 1
+    (out / "latency.json").write_text(json.dumps(kept))
+    assert main(again) == 0 and timed == [6, 4]
