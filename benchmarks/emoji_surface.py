@@ -7,23 +7,13 @@ of all three beside the run. Rows are the plans whose guidance was chosen, with 
 on which nothing was chosen, and the table of text.
 """
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks import harness
-from mmgen.cli.main import main
-from mmgen.cli.tradeoff import SUMMARY
-from mmgen.config import load_yaml
-from mmgen.evaluation.intervals import Estimate
-from mmgen.evaluation.tradeoff import AXES
-from mmgen.training.checkpoint import latest_checkpoint
-from mmgen.training.run import CHECKPOINTS, RunConfig
+from benchmarks import checkpoint_surface, harness
+from benchmarks.checkpoint_surface import Prompts, words
 
 CONFIG = Path("configs/surface.yaml")
-COSTS = ("nfe", "flops", "seconds", "memory")
 
 
 @dataclass(frozen=True)
@@ -44,64 +34,22 @@ class Arguments(harness.Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seeds != 3:
-            raise ValueError(
-                "seeds: this is of one checkpoint, and its intervals are over prompts; leave it out"
-            )
+        checkpoint_surface.refuse_seeds(self)
 
 
 def measure(arguments: Arguments) -> list[harness.Row]:
-    _train(arguments)
-    steps = ["--steps", *map(str, arguments.steps)]
-    blocks = ["--blocks", *map(str, arguments.blocks)]
-    thinking = ["--thinking", *map(str, arguments.thinking)]
-    candidates = ["--candidates", *map(str, arguments.candidates)]
-    shared = ["--guidance", *map(str, arguments.guidance), "--num", str(arguments.num)]
-    vague = ["--level", "group", "--steps", "1", "2", "4", "--thinking", *map(str, arguments.lengths)]
-    # prompts -> split, folder, axes
-    measured = {
-        "held-out pairs": ("unseen_pairs", "tradeoff", [*blocks, *steps, *thinking, *candidates]),
-        "training": ("seen", "tradeoff-seen", [*blocks, *steps]),
-        "groups": ("seen", "tradeoff-group", vague),
+    a = arguments
+    checkpoint_surface.train(CONFIG, a.run, a.quick)
+    both = words(blocks=a.blocks, steps=a.steps)
+    shared = words(guidance=a.guidance, num=[a.num])
+    chosen = words(thinking=a.thinking, candidates=a.candidates)
+    vague = ["--level", "group", *words(steps=(1, 2, 4), thinking=a.lengths)]
+    asked = {
+        "held-out pairs": Prompts("unseen_pairs", "tradeoff", [*shared, *both, *chosen]),
+        "training": Prompts("seen", "tradeoff-seen", [*shared, *both]),
+        "groups": Prompts("seen", "tradeoff-group", [*shared, *vague]),
     }
-    rows: list[harness.Row] = []
-    folders = []
-    for prompts, (split, name, axes) in measured.items():
-        folder = arguments.run / name
-        folders.append(str(folder))
-        _call("tradeoff", [str(arguments.run), "--split", split, "--out", str(folder), *shared, *axes])
-        record = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        rows += [{"prompts": prompts, "real": "floor", "kid_lite0": _estimate(record["floor"])}]
-        rows += [{"prompts": prompts, **row} for row in _rows(record)]
-    _call("report", [*folders, "--out", str(arguments.run / "report.html")])
-    return rows
-
-
-def _train(arguments: Arguments) -> None:
-    steps = 20 if arguments.quick else load_yaml(CONFIG, RunConfig).train.steps
-    last = latest_checkpoint(arguments.run / CHECKPOINTS)
-    if last is not None and last.name == f"step-{steps:08d}":
-        return
-    words = [str(CONFIG), "--run", str(arguments.run), "--train.steps", str(steps)]
-    _call("train", [*words, "--resume"] if last is not None else words)
-
-
-def _call(command: str, words: list[str]) -> None:
-    if main([command, *words]):
-        raise ValueError(f"mmgen {command} failed; it says above why")
-
-
-def _rows(record: dict[str, Any]) -> Iterator[harness.Row]:
-    for row in record["rows"]:
-        if row["chosen"]:
-            figures = {name: _estimate(found) for name, found in row["reported"].items()}
-            yield {**{name: row[name] for name in (*AXES, *COSTS)}, **figures}
-    for row in record["text"]:
-        yield {name: _estimate(value) if isinstance(value, dict) else value for name, value in row.items()}
-
-
-def _estimate(found: dict[str, Any]) -> Estimate:
-    return Estimate(**found)
+    return checkpoint_surface.measure(a.run, asked)
 
 
 if __name__ == "__main__":
