@@ -153,7 +153,7 @@ def main(argv: Sequence[str]) -> int:
     if run_config.log.wandb_project:
         _log(run, run_config, rows)
     console = Console()
-    show(console, _table(rows, judge, floor))
+    show(console, _table(rows, judge, floor, sampler.model.text_embedding.weight.is_cuda))
     show(console, _text_table(text))
     print_line(
         console,
@@ -313,12 +313,19 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, **plans, **{name: figures(row[name]) for name in ("choosing", "reported")}}
 
 
-def _table(rows: Sequence[Mapping[str, Any]], judge: Judge, floor: Estimate) -> Table:
+def _table(rows: Sequence[Mapping[str, Any]], judge: Judge, floor: Estimate, on_gpu: bool) -> Table:
     title = f"{judge.split}: {len(judge.chosen)} prompts, KID floor {floor:.3f}"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     shown = [name for name in FIGURES if name in rows[0]["reported"]]
     axes = [name for name in AXES if name in AXES[:3] or len({row[name] for row in rows}) > 1]
-    for name in (*axes, "calls", "GFLOP", "ms", "MB", *(FIGURES[name] for name in shown)):
+    for name in (
+        *axes,
+        "calls",
+        "GFLOP",
+        "ms",
+        "MB" if on_gpu else "cache MB",
+        *(FIGURES[name] for name in shown),
+    ):
         table.add_column(name, justify="right")
     front = pareto(rows, "flops")
     for row in rows:

@@ -281,8 +281,15 @@ def _texts(measurements: Sequence[Measurement]) -> str:
 
 def _text_cell(value: Any) -> str | tuple[str, str]:
     if isinstance(value, Mapping):
-        return f"{value['value']:.3g}", f"({value['low']:.3g} to {value['high']:.3g})"
-    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+        return _number(value["value"]), f"({_number(value['low'])} to {_number(value['high'])})"
+    return "–" if value is None else _number(value) if isinstance(value, float) else str(value)
+
+
+def _number(value: float) -> str:
+    """Three digits, or all before the point, and none of them as a power of ten."""
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:.3g} M" if abs(value) < 1e9 else f"{value / 1e9:.3g} G"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def _cell(figure: str, estimate: Row | None) -> str | tuple[str, str]:

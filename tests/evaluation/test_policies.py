@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmgen.evaluation.policies import loss, mixture, mixtures, policy_rows, regrets
-from mmgen.evaluation.tradeoff import Judge, Measured
+from mmgen.evaluation.tradeoff import Judge, Measured, surface
 from mmgen.rng import keyed_torch
 from mmgen.sampling.plan import Plan
 
@@ -86,3 +86,42 @@ def test_rows_of_policies_are_those_that_nothing_cheaper_beats():
     choosing, _ = judge.halves()
     assert best > max(-loss(each, judge, "own_latent", choosing) for each in plans(True))
     assert len(rows) < len(mixtures(plans(True), "likelihood", choosing))
+
+
+def test_a_planner_that_chooses_among_plans_that_are_alike_regrets_what_hindsight_sees():
+    """Thirty plans that are right at random: what looks best on one half of the prompts is not so on the other."""
+    alike = [measured(1 + number, uniform("alike", str(number)) < 0.5) for number in range(30)]
+    found = regrets(Known(), alike, None, "own_latent", "nfe")
+    assert found["planner"].value > 0.05
+
+
+def test_thresholds_of_policies_are_those_of_the_half_on_which_is_chosen():
+    """On the other half all scores are higher by ten."""
+    judge = Known()
+    _, reporting = judge.halves()
+    right = plans(True)
+    for each in right:
+        assert each.scores is not None
+        each.scores[reporting] += 10
+    rows = policy_rows(judge, right, "likelihood", ["own_latent"])
+    assert rows and all(row["policy"]["threshold"] < 5 for row in rows)
+
+
+def test_guidance_is_chosen_on_the_one_half_and_reported_on_the_other():
+    """One guidance draws the real pictures of the half on which is chosen, the other those of the other half."""
+    judge = Known()
+    choosing, reporting = judge.halves()
+    found = []
+    for guidance, right, wrong in ((1.0, choosing, reporting), (3.0, reporting, choosing)):
+        features = judge.features.clone()
+        features[wrong] += 5
+        plan = Plan(steps=1, guidance=guidance)
+        hits = torch.zeros(NUM, dtype=torch.bool)
+        hits[right] = True
+        found.append(Measured(plan, features, {"own_latent": hits}, nfe=1, flops=1.0, seconds=1.0))
+    rows = surface(judge, found)
+    (chosen,) = [row for row in rows if row["chosen"]]
+    assert chosen["guidance"] == 1 and chosen["choosing"]["own_latent"].value == 1
+    assert chosen["reported"]["own_latent"].value == 0, (
+        "and what is reported is of the other half, whatever it is"
+    )

@@ -133,13 +133,14 @@ def test_text_has_a_section_where_it_was_measured() -> None:
     text = [
         {
             "tokens_per_pass": 2, "temperature": 0.5, "source": "captions", "kept": estimate(0.83),
-            "flops_per_token": 1e6, "tokens_per_second": estimate(120.0), "bits_per_byte": estimate(1.25),
+            "flops_per_token": 3.578e7, "tokens_per_second": estimate(1450.4), "bits_per_byte": estimate(1.25),
         },
         {"tokens_per_pass": 1, "temperature": 0.0, "source": "pictures"},
     ]  # fmt: skip
     page = report([measurement(text=text)])
     section = page[page.index('id="texts"') : page.index('id="plans"')]
     assert "0.83 <small>(0.82 to 0.84)</small>" in section and "captions" in section and "–" in section
+    assert "35.8 M" in section and "<td>1450 <small>(1450 to 1450)</small>" in section and "e+" not in section
 
 
 def test_pictures_are_in_the_page_and_must_be_of_the_prompts() -> None:

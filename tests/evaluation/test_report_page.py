@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,40 @@ def test_each_picture_of_a_strip_is_its_prompts(browser: Any, path: Path) -> Non
         assert "“a plain one” over blocks and steps" in page.locator("#matrix caption").inner_text()
         page.locator("#matrix button").first.click()
         assert page.locator('input[data-axis="blocks"]').input_value() == "0"
+
+
+def test_five_axes_have_lines_that_differ(browser: Any, tmp_path: Path) -> None:
+    """By their colour, dashes and marks, the line of all of them included."""
+    plans = [Plan(blocks=b, steps=s, guidance=g, thinking=n, candidates=c)
+             for b in (1, 2) for s in (1, 2) for g in (1.0, 2.0) for n in (0, 8) for c in (1, 2)]  # fmt: skip
+    rows = [kid(plan, 0.5 / (1 + number)) for number, plan in enumerate(plans)]
+    (tmp_path / "report.html").write_text(report([measurement("one", rows=rows)]))
+    with opened(browser, tmp_path / "report.html") as page:
+        styles = page.evaluate(
+            "LINES.map((name) => [lineColor(name), DASHES[lineStyle(name)], MARKS[lineStyle(name)]])"
+        )
+    assert len(styles) == 6
+    for part in zip(*styles, strict=True):
+        assert len(set(part)) == 6
+
+
+def test_names_of_floors_of_several_runs_do_not_lie_on_each_other(browser: Any, tmp_path: Path) -> None:
+    runs = [
+        measurement(
+            name,
+            rows=[kid(Plan(steps=s), 0.5 / s) for s in (1, 2, 4)],
+            floor={"value": floor, "low": floor - 0.01, "high": floor + 0.01, "num": 100},
+        )
+        for name, floor in (("a", 0.05), ("b", 0.051), ("c", 0.052))
+    ]
+    (tmp_path / "report.html").write_text(report(runs))
+    for width in (360, 1280):
+        with opened(browser, tmp_path / "report.html", width) as page:
+            tops = page.locator(".floor-name").evaluate_all(
+                "nodes => nodes.map(n => n.getBoundingClientRect().top)"
+            )
+            assert len(tops) == 3
+            assert all(other - one >= 13 for one, other in pairwise(sorted(tops)))
 
 
 def test_plots_are_drawn_and_redrawn(browser: Any, path: Path) -> None:

@@ -26,7 +26,7 @@ function nothing() {
 const LINES = [...new Set(DATA.runs.flatMap((each) => each.lines.map((l) => l.name)))];
 LINES.push(...LINES.splice(LINES.indexOf("jointly"), LINES.includes("jointly") ? 1 : 0));
 function lineStyle(name) {
-  return name === "jointly" ? 0 : 1 + (LINES.indexOf(name) % 4);
+  return name === "jointly" ? 0 : 1 + (LINES.indexOf(name) % (DASHES.length - 1));
 }
 function lineColor(name) {
   return several ? "--c0" : `--c${lineStyle(name)}`;

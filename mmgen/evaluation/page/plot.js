@@ -2,7 +2,7 @@
 // Scales and SVG: draws what it is given and knows nothing of runs or plans.
 
 const SVG = "http://www.w3.org/2000/svg";
-const DASHES = ["", "6 4", "2 3", "10 3 2 3", "1 4"];
+const DASHES = ["", "6 4", "2 3", "10 3 2 3", "1 4", "14 4"];
 const MARKS = [
   "M-4.5,0a4.5,4.5 0 1,0 9,0a4.5,4.5 0 1,0 -9,0Z",
   "M-4.2,-4.2H4.2V4.2H-4.2Z",
@@ -149,6 +149,7 @@ function drawPlot(box, {series, plans, floors, xLabel, yLabel, xText, yText, thr
     draw("line", {class: "grid", x1: toX(v), x2: toX(v), y1: edge.top, y2: bottom}, svg);
     draw("text", {x: toX(v), y: bottom + 18, "text-anchor": "middle"}, svg, xText(v));
   }
+  const names = [];
   for (const floor of floors) {
     const top = toY(floor.high);
     draw(
@@ -157,9 +158,14 @@ function drawPlot(box, {series, plans, floors, xLabel, yLabel, xText, yText, thr
       svg,
     );
     draw("line", {class: "floor-line", x1: edge.left, x2: right, y1: toY(floor.value), y2: toY(floor.value)}, svg);
-    const place = floors.length > 1 ? top - 4 : toY(floor.low) + 14;
-    draw("text", {class: "floor-name", x: right - 4, y: place, "text-anchor": "end"}, svg, floor.label);
+    names.push({label: floor.label, y: floors.length > 1 ? top - 4 : toY(floor.low) + 14});
   }
+  // names of floors that are near each other stand one above the other
+  names.sort((a, b) => b.y - a.y);
+  names.forEach((name, i) => {
+    if (i) name.y = Math.min(name.y, names[i - 1].y - 14);
+    draw("text", {class: "floor-name", x: right - 4, y: name.y, "text-anchor": "end"}, svg, name.label);
+  });
   draw("path", {class: "frame", d: `M${edge.left},${edge.top}V${bottom}H${right}`, fill: "none"}, svg);
   draw("text", {class: "title", x: 0, y: 14}, svg, yNames);
   draw("text", {class: "title", x: right, y: height - 8, "text-anchor": "end"}, svg, xLabel);
