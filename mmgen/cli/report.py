@@ -31,6 +31,10 @@ def main(argv: Sequence[str]) -> int:
     args = parse(Report, argv, "mmgen report")
     if not args.runs:
         raise ValueError("which run? mmgen report RUN [RUN ...] (see mmgen report --help)")
+    if args.out.is_dir():
+        raise ValueError(
+            f"--out {args.out} is a folder: name the page's file, such as {args.out / 'report.html'}"
+        )
     folders = [measured_folder(run) for run in args.runs]
     if len(set(folders)) < len(folders):
         raise ValueError(f"a run is named twice: {' '.join(map(str, args.runs))}")

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from PIL import Image
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from mmgen.cli.arguments import parse
 from mmgen.cli.tables import print_line, show
 from mmgen.config import from_mapping, to_mapping
 from mmgen.evaluation.intervals import Estimate
-from mmgen.evaluation.latency import ROUNDS, WARMUP, Latencies, measure_latencies
+from mmgen.evaluation.latency import Latencies, measure_latencies
 from mmgen.evaluation.policies import policy_rows
 from mmgen.evaluation.text_surface import describes, plain, sources_of, text_surface
 from mmgen.evaluation.tradeoff import (
@@ -38,6 +38,7 @@ from mmgen.evaluation.tradeoff import (
     pareto,
     surface,
 )
+from mmgen.evaluation.verdicts import plan_text
 from mmgen.files import write_text
 from mmgen.modalities import bands
 from mmgen.sampling.calibration import Machine
@@ -50,6 +51,7 @@ from mmgen.training.run import RunConfig, find_checkpoint, load, load_run_config
 SAMPLES = "tradeoff.jsonl"
 SUMMARY = "tradeoff.json"
 LATENCY = "latency.json"
+TEXTS = "texts.json"
 FEATURES = "features"
 REAL_FEATURES = "real.npy"
 SHOWN = 24  # prompts whose pictures are kept
@@ -121,20 +123,17 @@ def main(argv: Sequence[str]) -> int:
     }
     store = Store(args.out or run / "tradeoff", header, [real.key for real in judge.chosen])
     store.keep_real(judge.features)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("plans", total=len(plans))
+    pictures = [real.picture for real in judge.chosen]
+    sources = sources_of(tasks, pictures, judge.prompts)
+    with _Shown(len(plans), len(judge.chosen)) as shown:
         for plan in plans:
             if plan not in store.found:
-                store.add(*judge.measure(sampler, plan, args.seed))
-            bar.advance(task)
-        task = bar.add_task("seconds", total=len(plans) * (WARMUP + ROUNDS))
-        latencies = store.latencies(sampler, judge, plans, args.seed, lambda: bar.advance(task))
-        pictures = [real.picture for real in judge.chosen]
-        sources = sources_of(tasks, pictures, judge.prompts)
-        task = bar.add_task("text", total=None)
-        text = text_surface(sampler, sources, judge.prompts, args.seed, lambda: bar.advance(task))
+                store.add(*judge.measure(sampler, plan, args.seed, shown.drawn))
+            shown.measured(store.found[plan])
+        latencies = store.latencies(sampler, judge, plans, args.seed, shown.counter("seconds"))
+        text = store.texts(
+            sampler, lambda: text_surface(sampler, sources, judge.prompts, args.seed, shown.counter("text"))
+        )
     timed = [
         replace(store.found[plan], seconds=latencies.plans[plan], score_seconds=latencies.scoring)
         for plan in plans
@@ -148,7 +147,7 @@ def main(argv: Sequence[str]) -> int:
         policies = policy_rows(judge, timed, config.scorer, figures)
     ceilings = {name: asdict(estimate) for name, estimate in judge.ceilings().items()}
     record = {**about, "ceilings": ceilings, "rows": [_plain(row) for row in rows]}
-    record |= {"policies": [_plain(row) for row in policies], "text": plain(text)}
+    record |= {"policies": [_plain(row) for row in policies], "text": text}
     write_text(store.folder / SUMMARY, json.dumps(record, indent=1, allow_nan=False) + "\n")
     if run_config.log.wandb_project:
         _log(run, run_config, rows)
@@ -178,6 +177,50 @@ def _axes(args: Tradeoff) -> dict[str, tuple[Any, ...]]:
                 from_mapping({name: value}, Plan)  # says what is wrong with it
         axes[name] = tuple(read)
     return axes
+
+
+class _Shown:
+    """How far it is: a bar on a terminal, else a line for each plan."""
+
+    def __init__(self, num_plans: int, num_prompts: int) -> None:
+        self.on_terminal = sys.stderr.isatty()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        console = Console(stderr=True)
+        self.bar = Progress(*columns, console=console, transient=True, disable=not self.on_terminal)
+        self.num_plans, self.num_prompts = num_plans, num_prompts
+        self._done = 0
+
+    def __enter__(self) -> "_Shown":
+        self.bar.start()
+        self._task = self.bar.add_task("pictures", total=self.num_plans * self.num_prompts)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def drawn(self, num: int) -> None:
+        """So many pictures of the plan that is being measured."""
+        self.bar.update(self._task, completed=self._done * self.num_prompts + num)
+
+    def measured(self, plan: Measured) -> None:
+        self._done += 1
+        self.drawn(0)
+        if not self.on_terminal:
+            of = plan_text({name: getattr(plan.plan, name) for name in AXES})
+            print(f"plan {self._done} of {self.num_plans}: {of}", file=sys.stderr, flush=True)
+
+    def counter(self, what: str) -> Callable[[], None]:
+        """Counts what comes after the plans; shown when it begins."""
+        task: list[TaskID] = []
+
+        def count() -> None:
+            if not task:
+                task.append(self.bar.add_task(what, total=None))
+                if not self.on_terminal:
+                    print(what, file=sys.stderr, flush=True)
+            self.bar.advance(task[0])
+
+        return count
 
 
 class Store:
@@ -254,7 +297,7 @@ class Store:
     ) -> Latencies:
         """Of plans that are there; timed anew, all of them, unless all have been on a machine like this."""
         path = self.folder / LATENCY
-        machine = asdict(Machine.here(sampler.model.text_embedding.weight.device))
+        machine = _machine(sampler)
         if path.is_file():
             kept = json.loads(path.read_text(encoding="utf-8"))
             known = {from_mapping(each["plan"], Plan): each["seconds"] for each in kept["plans"]}
@@ -265,6 +308,20 @@ class Store:
         record = {"machine": machine, "scoring": found.scoring, "plans": of_plans}
         write_text(path, json.dumps(record, indent=1) + "\n")
         return found
+
+    def texts(
+        self, sampler: Sampler, measure: Callable[[], Sequence[dict[str, Any]]]
+    ) -> list[dict[str, Any]]:
+        """Rows of what several tokens a pass buy, measured where they are not there from a machine like this."""
+        path = self.folder / TEXTS
+        machine = _machine(sampler)
+        if path.is_file():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["machine"] == machine:
+                return kept["rows"]
+        rows = plain(measure())
+        write_text(path, json.dumps({"machine": machine, "rows": rows}, indent=1, allow_nan=False) + "\n")
+        return rows
 
     def keep_real(self, features: Float[Tensor, "N F"]) -> None:
         """Those of the prompts' real pictures, beside the drawn ones'."""
@@ -284,6 +341,10 @@ class Store:
         with beside.open("wb") as file:
             write(file)
         os.replace(beside, path)
+
+
+def _machine(sampler: Sampler) -> dict[str, Any]:
+    return asdict(Machine.here(sampler.model.text_embedding.weight.device))
 
 
 def plan_digest(plan: Mapping[str, Any]) -> str:
@@ -354,12 +415,14 @@ def _log(run: Path, config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> Non
 
 
 def _text_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Of rows as they are kept."""
     table = Table(title="texts", box=box.SIMPLE_HEAD, title_justify="left")
     for name in ("of", "tokens a pass", "kept", "tokens/s", "speed", "MFLOP a token", "bits per byte"):
         table.add_column(name, justify="right")
     for row in rows:
-        figures = [_cell(row[name]) for name in ("kept", "tokens_per_second", "speed")]
-        last = (f"{row['flops_per_token'] / 1e6:.3g}", _cell(row["bits_per_byte"]))
+        names = ("kept", "tokens_per_second", "speed", "bits_per_byte")
+        *figures, bits = (_cell(Estimate(**row[name])) for name in names)
+        last = (f"{row['flops_per_token'] / 1e6:.3g}", bits)
         table.add_row(row["source"], str(row["tokens_per_pass"]), *figures, *last)
     return table
 

@@ -5,6 +5,7 @@ are chosen; what is expected of it by the other half.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from mmgen.config import from_mapping
 from mmgen.sampling.adaptive import Policy
 from mmgen.sampling.plan import Plan
 
-UNITS = {"s": ("seconds", 1.0), "ms": ("seconds", 1e-3), "nfe": ("nfe", 1.0),
+UNITS = {"s": ("seconds", 1.0), "ms": ("seconds", 1e-3), "nfe": ("nfe", 1.0), "flop": ("flops", 1.0),
          "mflop": ("flops", 1e6), "gflop": ("flops", 1e9), "tflop": ("flops", 1e12)}  # fmt: skip
+SAID_IN = {"seconds": "ms", "nfe": "nfe", "flops": "mflop"}
 LOWER_IS_BETTER = {"kid_lite0"}
 
 
@@ -38,10 +40,11 @@ class Budget:
     @classmethod
     def parse(cls, text: str) -> "Budget":
         """From "0.5s", "20ms", "8nfe" or "3gflop". Raises ValueError for anything else."""
-        match = re.fullmatch(r"([0-9.]+(?:e-?[0-9]+)?)\s*([a-z]+)", text.strip().lower())
-        if match is None or match[2] not in UNITS:
+        match = re.fullmatch(r"([0-9.]+(?:e[-+]?[0-9]+)?)\s*([a-z]+)", text.strip().lower())
+        known = "" if match is None else match[2].replace("flops", "flop")
+        if match is None or known not in UNITS:
             raise ValueError(f"budget {text!r}: a number with one of {', '.join(UNITS)}, such as 0.5s")
-        name, unit = UNITS[match[2]]
+        name, unit = UNITS[known]
         try:
             return cls(**{name: float(match[1]) * unit})
         except ValueError:
@@ -93,7 +96,7 @@ class Planner:
             raise ValueError(
                 f"{path} is missing: `mmgen tradeoff RUN` measures the plans that a budget chooses among"
             )
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = _read(path)
         measured = {"precision": "float32", **record}  # what was measured before there was another
         for name, asked in (of or {}).items():
             if measured.get(name) != asked:
@@ -114,8 +117,10 @@ class Planner:
         within = [row for row in self.rows if row[currency] <= amount]
         if not within:
             cheapest = min(row[currency] for row in self.rows)
+            unit = SAID_IN[currency]
+            asked, least = (_rounded_up(value / UNITS[unit][1]) for value in (amount, cheapest))
             raise ValueError(
-                f"budget {amount:g} {currency} is below the cheapest measured plan, which takes {cheapest:.3g}"
+                f"budget {asked}{unit} is below the cheapest measured plan, which takes {least}{unit}"
             )
         best = min(within, key=lambda row: (self._loss(row), row[currency]))
         found = best["reported"][self.figure]
@@ -126,3 +131,27 @@ class Planner:
     def _loss(self, row: Mapping[str, Any]) -> float:
         value = row["choosing"][self.figure]["value"]
         return value if self.figure in LOWER_IS_BETTER else -value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A record whose rows have what a planner asks of them."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for row in (*record["rows"], *record.get("policies", [])):
+            figures = [*row["choosing"].values(), *row["reported"].values()]
+            if not all(figure.keys() >= {"value", "low", "high"} for figure in figures):
+                raise KeyError("value, low and high of a figure")
+            if not all(isinstance(row[name], int | float) for name in SAID_IN):
+                raise TypeError("a cost that is no number")
+            if not row.keys() & {"plan", "policy"}:
+                raise KeyError("plan")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is not what `mmgen tradeoff` writes ({why}): measure again") from None
+    return record
+
+
+def _rounded_up(value: float) -> str:
+    """To three digits and not below what it is, so that it may be asked for."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return f"{max(value, math.ceil(value / unit - 1e-9) * unit):.12g}"

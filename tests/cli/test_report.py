@@ -75,6 +75,9 @@ def test_mistakes_are_one_line(
     assert "nowhere has no tradeoff.json: `mmgen tradeoff nowhere` measures first" in capsys.readouterr().err
     assert main(["report", str(measured), str(measured / "tradeoff")]) == 2
     assert "a run is named twice" in capsys.readouterr().err
+    assert main(["report", str(measured), "--out", str(tmp_path)]) == 2
+    assert f"--out {tmp_path} is a folder: name the page's file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
     assert main(["report"]) == 2
     (tmp_path / "tradeoff.json").write_text('{"rows": 3}')
     assert main(["report", "."]) == 2

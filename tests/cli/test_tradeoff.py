@@ -53,9 +53,9 @@ def test_what_is_there_is_not_drawn_again_and_what_was_cut_is(
     drawn = []
     measure = tradeoff.Judge.measure
 
-    def record(self, sampler, plan, seed):
+    def record(self, sampler, plan, seed, on_batch):
         drawn.append(plan)
-        return measure(self, sampler, plan, seed)
+        return measure(self, sampler, plan, seed, on_batch)
 
     monkeypatch.setattr(tradeoff.Judge, "measure", record)
     assert main(["tradeoff", str(run), *ARGUMENTS, "--out", str(out)]) == 0
@@ -63,6 +63,13 @@ def test_what_is_there_is_not_drawn_again_and_what_was_cut_is(
     after = json.loads((out / "tradeoff.json").read_text())
     assert [row["reported"] for row in after["rows"]] == [row["reported"] for row in before["rows"]]
     assert len(path.read_text().splitlines()) == 33
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"plan {n} of 4: blocks 1, steps {s}, guidance {g}, thinking 0, candidates 1"
+                    for n, (s, g) in enumerate([(1, 1), (1, 2), (2, 1), (2, 2)], 1)]  # fmt: skip
+    (out / "tradeoff.json").unlink()
+    monkeypatch.setattr(tradeoff, "text_surface", None)
+    assert main(["tradeoff", str(run), *ARGUMENTS, "--out", str(out)]) == 0 and len(drawn) == 1
+    assert json.loads((out / "tradeoff.json").read_text()) == after, "nothing is measured twice"
     assert main(["tradeoff", str(run), *ARGUMENTS, "--seed", "1", "--out", str(out)]) == 2
     assert "has seed 0, not 1: name another folder" in capsys.readouterr().err
 

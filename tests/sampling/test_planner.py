@@ -1,5 +1,6 @@
 """A planner over measurements whose best plans are known."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,10 +47,19 @@ def test_the_best_plan_within_the_budget_is_chosen_on_one_half_and_promised_by_t
 
 
 def test_a_budget_below_the_cheapest_plan_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match="budget 0.005 seconds is below the cheapest measured plan, which takes 0.01"
-    ):
+    with pytest.raises(ValueError, match="budget 5ms is below the cheapest measured plan, which takes 10ms"):
         Planner(ROWS).choose(Budget(seconds=0.005))
+
+
+@pytest.mark.parametrize("currency", ["seconds", "flops"])
+@pytest.mark.parametrize("cost", [0.0274491, 0.01, 1 / 3, 123456.789, 5.5311e8])
+def test_what_the_cheapest_is_said_to_take_may_be_asked_for(currency: str, cost: float) -> None:
+    planner = Planner([{**ROWS[0], currency: cost}])
+    with pytest.raises(ValueError, match="which takes (.*)$") as raised:
+        planner.choose(Budget(**{currency: cost * 0.9999}))
+    said = str(raised.value).rpartition(" ")[2]
+    assert planner.choose(Budget.parse(said)).cost[currency] == cost
+    assert Budget.parse(said).amount < 1.01 * cost
 
 
 @pytest.mark.parametrize(
@@ -59,6 +69,9 @@ def test_a_budget_below_the_cheapest_plan_is_refused() -> None:
         ("20ms", Budget(seconds=0.02)),
         ("8 nfe", Budget(nfe=8)),
         ("3GFLOP", Budget(flops=3e9)),
+        ("1gflops", Budget(flops=1e9)),
+        ("5e8flop", Budget(flops=5e8)),
+        ("1e+9 flops", Budget(flops=1e9)),
     ],
 )
 def test_budgets_are_read_with_their_unit(text: str, budget: Budget) -> None:
@@ -78,3 +91,18 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         Planner(ROWS, "fid")
     with pytest.raises(ValueError, match="is missing: `mmgen tradeoff RUN` measures"):
         Planner.load(tmp_path / "tradeoff.json")
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["", '{"rows": [{"pl', "[]", "{}", '{"rows": 3}', '{"rows": [3]}',
+     json.dumps({"rows": [{key: value for key, value in ROWS[0].items() if key != "choosing"}]}),
+     json.dumps({"rows": [{**ROWS[0], "seconds": None}]}), json.dumps({"rows": [], "policies": [{}]})],
+)  # fmt: skip
+def test_a_record_that_is_broken_is_named(tmp_path: Path, record: str) -> None:
+    path = tmp_path / "tradeoff.json"
+    path.write_text(record)
+    with pytest.raises(
+        ValueError, match=r"tradeoff.json is not what `mmgen tradeoff` writes .*: measure again"
+    ):
+        Planner.load(path)
