@@ -71,21 +71,23 @@ def _verdict(surface: Surface, axis: str, cost: str, figure: str) -> Verdict | N
     counts = Counter(gain.verdict for gain in gains)
     equal = Counter(gain.verdict for gain in _at_equal_compute(surface, axis, cost, figure))
     up, down = counts["better"], counts["worse"]
-    if not _beyond_chance(up, len(gains)):
-        kind = "no" if _beyond_chance(down, len(gains)) else "open"
+    if down >= up and _beyond_chance(down, len(gains)):
+        kind = "no"
+    elif not _beyond_chance(up, len(gains)):
+        kind = "open"
     elif equal["worse"] and not equal["better"]:
         kind = "elsewhere"
     else:
         kind = "pays" if not down and 2 * up >= len(gains) else "part"
-    all_of_them = _many(len(gains), "comparison")
+    total = _many(len(gains), "comparison")
+    tally = f"better in {up or 'none'} of {total}" + (f", worse in {down}" if down else "")
     title = {
-        "pays": f"Spending on {axis} pays: better in {up} of {all_of_them}",
-        "part": f"Spending on {axis} pays in part: better in {up} of {all_of_them}"
-        + (f", worse in {down}" if down else ""),
-        "elsewhere": f"Spending on {axis} helps, but the same {WORDS[cost]} bought more elsewhere",
-        "open": f"Spending on {axis} was not shown to pay: "
-        + (f"better in {up} of {all_of_them}, as by chance" if up else f"no gain in {all_of_them}"),
-        "no": f"Spending on {axis} does not pay: better in {up or 'none'} and worse in {down} of {all_of_them}",
+        "pays": f"pays: {tally}",
+        "part": f"pays in part: {tally}",
+        "elsewhere": f"helps ({tally}), but the same {WORDS[cost]} bought more elsewhere",
+        "open": "was not shown to pay: "
+        + (f"{tally}, as by chance" if up or down else f"no gain in {total}"),
+        "no": f"{_hurts(up, down)}: {tally}",
     }[kind]
     sentences = [_counted(surface, axis, figure, gains), _best_looking(surface, axis, cost, figure, gains)]
     if equal:
@@ -93,7 +95,13 @@ def _verdict(surface: Surface, axis: str, cost: str, figure: str) -> Verdict | N
             f"At equal {WORDS[cost]}, where {axis} alone and the best other axis alone bought different plans, {axis} "
             f"did better in {equal['better']} of {_many(equal.total(), 'case')} and worse in {equal['worse']}."
         )
-    return Verdict(axis, kind, title, " ".join(sentences))
+    return Verdict(axis, kind, f"Spending on {axis} {title}", " ".join(sentences))
+
+
+def _hurts(up: int, down: int) -> str:
+    if not up:
+        return "does not pay"
+    return "hurts as often as it helps" if down == up else "hurts more often than it helps"
 
 
 def _beyond_chance(count: int, total: int) -> bool:

@@ -200,3 +200,38 @@ def test_a_gain_in_one_of_many_comparisons_is_chance() -> None:
     assert title(1) == "Spending on steps was not shown to pay: better in 1 of 40 comparisons, as by chance"
     assert title(8).startswith("Spending on steps pays in part: better in 8 of 40")
     assert title(0).endswith("no gain in 40 comparisons")
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "kind", "words"),
+    [
+        (8, 0, "part", "pays in part: better in 8 of 40 comparisons"),
+        (8, 5, "part", "pays in part: better in 8 of 40 comparisons, worse in 5"),
+        (8, 8, "no", "hurts as often as it helps: better in 8 of 40 comparisons, worse in 8"),
+        (8, 9, "no", "hurts more often than it helps: better in 8 of 40 comparisons, worse in 9"),
+        (1, 9, "no", "hurts more often than it helps: better in 1 of 40 comparisons, worse in 9"),
+        (0, 9, "no", "does not pay: better in none of 40 comparisons, worse in 9"),
+        (1, 2, "open", "was not shown to pay: better in 1 of 40 comparisons, worse in 2, as by chance"),
+        (0, 1, "open", "was not shown to pay: better in none of 40 comparisons, worse in 1, as by chance"),
+    ],
+)
+def test_an_axis_that_hurts_as_often_as_it_helps_is_not_said_to_pay(
+    up: int, down: int, kind: str, words: str
+) -> None:
+    rows = []
+    for shift in range(1, 41):
+        gain = 0.1 if shift <= up else -0.1 if shift <= up + down else 0.0
+        rows += [kid(Plan(shift=shift), 0.5), kid(Plan(shift=shift, steps=8), 0.5 - gain)]
+    said = next(v for v in verdicts(Surface(rows), "nfe", "kid_lite0") if v.axis == "steps")
+    assert (said.kind, said.title) == (kind, f"Spending on steps {words}")
+
+
+def test_an_axis_that_helps_less_than_another_names_where_it_hurts() -> None:
+    # blocks: two comparisons better and one worse; steps buy far more
+    values = {(1, 1): 0.9, (1, 2): 0.4, (1, 4): 0.1, (2, 1): 0.8, (2, 2): 0.5, (2, 4): 0.05}
+    rows = [kid(Plan(blocks=b, steps=s), value) for (b, s), value in values.items()]
+    said = {verdict.axis: verdict.title for verdict in verdicts(Surface(rows), "nfe", "kid_lite0")}
+    assert said["blocks"] == (
+        "Spending on blocks helps (better in 2 of 3 comparisons, worse in 1), "
+        "but the same network evaluations bought more elsewhere"
+    )
