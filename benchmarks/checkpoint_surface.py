@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from benchmarks import harness
 from mmgen.cli.main import main
-from mmgen.cli.tradeoff import SUMMARY
 from mmgen.config import load_yaml
 from mmgen.evaluation.intervals import Estimate
+from mmgen.evaluation.store import SUMMARY
 from mmgen.evaluation.tradeoff import AXES
 from mmgen.training.checkpoint import latest_checkpoint
 from mmgen.training.run import CHECKPOINTS, RunConfig

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import harness
-from mmgen.cli.tradeoff import SAMPLES, Store
 from mmgen.evaluation.policies import CURRENCIES, regrets
+from mmgen.evaluation.store import SAMPLES, Store
 from mmgen.evaluation.tradeoff import Judge, Measured, TradeoffConfig
 from mmgen.training.run import load, load_run_config, run_folder
 

@@ -12,9 +12,9 @@ import tyro
 from torch import Tensor
 
 from mmgen.cli.arguments import parse
-from mmgen.cli.tradeoff import FEATURES, REAL_FEATURES, SAMPLES, SUMMARY, plan_digest
 from mmgen.evaluation.frontier import REAL
 from mmgen.evaluation.report import Measurement, report
+from mmgen.evaluation.store import FEATURES, REAL_FEATURES, SAMPLES, SUMMARY, plan_digest, read_line
 from mmgen.evaluation.tradeoff import HITS, halves
 from mmgen.files import write_text
 
@@ -70,6 +70,10 @@ def measurement(folder: Path, name: str) -> Measurement:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         rows = {plan_digest(row["plan"]): index for index, row in enumerate(record["rows"])}
+        if not all(
+            isinstance(row[half], dict) for row in record["rows"] for half in ("choosing", "reported")
+        ):
+            raise TypeError
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} is not what `mmgen tradeoff` writes") from None
     pictures = {
@@ -90,7 +94,10 @@ def _features(folder: Path, rows: Mapping[str, int], num: int | None) -> dict[in
         digest = path.stem.rsplit("-", 1)[-1]
         index = REAL if path.name == REAL_FEATURES else rows.get(digest)
         if index is not None:
-            features = torch.from_numpy(np.load(path, allow_pickle=False)).float()
+            try:
+                features = torch.from_numpy(np.load(path, allow_pickle=False)).float()
+            except (OSError, EOFError, ValueError):
+                continue  # cut in the middle
             if len(features) == num:
                 found[index] = features[halves(len(features))[1]]
     return found
@@ -101,11 +108,7 @@ def _hits(path: Path, rows: Mapping[str, int], num: int | None) -> dict[tuple[in
     if not path.is_file():
         return {}
     by_plan: dict[int, list[dict[str, Any]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
-        try:
-            sample = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # cut in the middle
+    for sample in filter(None, map(read_line, path.read_text(encoding="utf-8").splitlines()[1:])):
         index = rows.get(plan_digest(sample["plan"]))
         if index is not None:
             by_plan.setdefault(index, []).append(sample)

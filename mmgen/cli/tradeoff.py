@@ -1,37 +1,29 @@
 """`mmgen tradeoff RUN`: what each unit of inference compute buys, over the axes of a plan; resumable."""
 
-import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import torch
 import tyro
 import yaml
-from jaxtyping import Float
-from PIL import Image
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor
 
 from mmgen.cli.arguments import parse
 from mmgen.cli.tables import print_line, show
 from mmgen.config import from_mapping, to_mapping
 from mmgen.evaluation.intervals import Estimate
-from mmgen.evaluation.latency import Latencies, measure_latencies
 from mmgen.evaluation.policies import policy_rows
-from mmgen.evaluation.text_surface import describes, plain, sources_of, text_surface
+from mmgen.evaluation.store import SHOWN, SUMMARY, Store
+from mmgen.evaluation.text_surface import describes, sources_of, text_surface
 from mmgen.evaluation.tradeoff import (
     AXES,
     FIGURES,
-    HITS,
     Judge,
     Measured,
     TradeoffConfig,
@@ -41,21 +33,11 @@ from mmgen.evaluation.tradeoff import (
 from mmgen.evaluation.verdicts import plan_text
 from mmgen.files import write_text
 from mmgen.modalities import bands
-from mmgen.sampling.calibration import Machine
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.planner import LOWER_IS_BETTER
-from mmgen.sampling.sampler import Sampler, SamplingPrecision
+from mmgen.sampling.sampler import SamplingPrecision
 from mmgen.training.metrics import open_wandb
 from mmgen.training.run import RunConfig, find_checkpoint, load, load_run_config, run_folder
-
-SAMPLES = "tradeoff.jsonl"
-SUMMARY = "tradeoff.json"
-LATENCY = "latency.json"
-TEXTS = "texts.json"
-FEATURES = "features"
-REAL_FEATURES = "real.npy"
-SHOWN = 24  # prompts whose pictures are kept
-SHARED = ("nfe", "flops", "seconds", "memory", "score_flops", "score_seconds")  # by all pictures of a plan
 
 
 @dataclass(frozen=True)
@@ -221,149 +203,6 @@ class _Shown:
             self.bar.advance(task[0])
 
         return count
-
-
-class Store:
-    """A folder of measured plans: a line for every picture, its features, and some pictures to look at.
-
-    Raises ValueError where the folder holds measurements of other prompts, noise or weights.
-    """
-
-    def __init__(self, folder: Path, header: Mapping[str, Any], keys: Sequence[str]) -> None:
-        self.folder = folder
-        self.keys = list(keys)
-        self.path = folder / SAMPLES
-        self.found: dict[Plan, Measured] = {}
-        if not self.path.is_file():
-            write_text(self.path, json.dumps(dict(header)) + "\n")
-            return
-        first, *lines = self.path.read_text(encoding="utf-8").splitlines()
-        there = json.loads(first)
-        other = [
-            f"{name} {there.get(name)}, not {value}"
-            for name, value in header.items()
-            if there.get(name) != value
-        ]
-        if other:
-            raise ValueError(
-                f"{self.path} has {'; '.join(other)}: name another folder with --out, or remove it"
-            )
-        by_plan: dict[str, list[dict[str, Any]]] = {}
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # cut in the middle: its plan is measured again
-            by_plan.setdefault(json.dumps(row["plan"]), []).append(row)
-        whole = {key: rows for key, rows in by_plan.items() if [row["key"] for row in rows] == self.keys}
-        kept = [json.dumps(row) for rows in whole.values() for row in rows]
-        if kept != lines:
-            write_text(self.path, "\n".join([first, *kept]) + "\n")
-        for key, rows in whole.items():
-            plan = from_mapping(json.loads(key), Plan)
-            features = torch.from_numpy(np.load(self._features(plan), allow_pickle=False)).float()
-            hits = {name: torch.tensor([row[name] for row in rows]) for name in HITS if name in rows[0]}
-            cost = rows[0]
-            scores = torch.tensor([row["score"] for row in rows]) if "score" in rows[0] else None
-            shared: dict[str, Any] = {name: cost[name] for name in SHARED}
-            self.found[plan] = Measured(plan, features, hits, scores=scores, **shared)
-
-    def add(self, measured: Measured, images: Sequence[Image.Image]) -> None:
-        plan = measured.plan
-        self._write(
-            self._features(plan), lambda file: np.save(file, measured.features.numpy().astype(np.float16))
-        )
-        self._write(self._pictures(plan), lambda file: _strip(images[:SHOWN]).save(file, "png"))
-        shared = {name: getattr(measured, name) for name in SHARED}
-        lines = []
-        for index, key in enumerate(self.keys):
-            own: dict[str, Any] = {name: bool(hit[index]) for name, hit in measured.hits.items()}
-            if measured.scores is not None:
-                own["score"] = measured.scores[index].item()
-            lines.append(json.dumps({"plan": asdict(plan), "key": key, **own, **shared}))
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.found[plan] = measured
-
-    def latencies(
-        self,
-        sampler: Sampler,
-        judge: Judge,
-        plans: Sequence[Plan],
-        seed: int,
-        on_plan: Callable[[], None] | None = None,
-    ) -> Latencies:
-        """Of plans that are there; timed anew, all of them, unless all have been on a machine like this."""
-        path = self.folder / LATENCY
-        machine = _machine(sampler)
-        if path.is_file():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            known = {from_mapping(each["plan"], Plan): each["seconds"] for each in kept["plans"]}
-            if kept["machine"] == machine and set(plans) <= set(known):
-                return Latencies(known, kept["scoring"])
-        found = measure_latencies(sampler, judge.prompts, plans, seed, judge.scorer, on_plan)
-        of_plans = [{"plan": asdict(plan), "seconds": seconds} for plan, seconds in found.plans.items()]
-        record = {"machine": machine, "scoring": found.scoring, "plans": of_plans}
-        write_text(path, json.dumps(record, indent=1) + "\n")
-        return found
-
-    def texts(
-        self, sampler: Sampler, measure: Callable[[], Sequence[dict[str, Any]]]
-    ) -> list[dict[str, Any]]:
-        """Rows of what several tokens a pass buy, measured where they are not there from a machine like this."""
-        path = self.folder / TEXTS
-        machine = _machine(sampler)
-        if path.is_file():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["machine"] == machine:
-                return kept["rows"]
-        rows = plain(measure())
-        write_text(path, json.dumps({"machine": machine, "rows": rows}, indent=1, allow_nan=False) + "\n")
-        return rows
-
-    def keep_real(self, features: Float[Tensor, "N F"]) -> None:
-        """Those of the prompts' real pictures, beside the drawn ones'."""
-        path = self.folder / FEATURES / REAL_FEATURES
-        self._write(path, lambda file: np.save(file, features.numpy().astype(np.float16)))
-
-    def _features(self, plan: Plan) -> Path:
-        return self.folder / FEATURES / f"{_name(plan)}.npy"
-
-    def _pictures(self, plan: Plan) -> Path:
-        return self.folder / "pictures" / f"{_name(plan)}.png"
-
-    @staticmethod
-    def _write(path: Path, write: Any) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        with beside.open("wb") as file:
-            write(file)
-        os.replace(beside, path)
-
-
-def _machine(sampler: Sampler) -> dict[str, Any]:
-    return asdict(Machine.here(sampler.model.text_embedding.weight.device))
-
-
-def plan_digest(plan: Mapping[str, Any]) -> str:
-    """What the names of a plan's files end in, given its fields (as they are, or from JSON)."""
-    return hashlib.blake2b(json.dumps(dict(plan)).encode(), digest_size=4).hexdigest()
-
-
-def _name(plan: Plan) -> str:
-    digest = plan_digest(asdict(plan))
-    return f"blocks{plan.blocks}-steps{plan.steps}-guidance{plan.guidance:g}-{digest}"
-
-
-def _strip(images: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size side by side."""
-    width, height = images[0].size
-    strip = Image.new("RGB", (width * len(images), height))
-    for index, image in enumerate(images):
-        strip.paste(image, (index * width, 0))
-    return strip
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

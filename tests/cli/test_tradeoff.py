@@ -10,6 +10,7 @@ import pytest
 from mmgen.cli import tradeoff
 from mmgen.cli.main import main
 from mmgen.config import save_yaml
+from mmgen.evaluation import store
 from mmgen.training.metrics import LogConfig
 from mmgen.training.run import load_run_config
 
@@ -155,16 +156,81 @@ def test_seconds_are_timed_in_turns_once_on_a_machine(
     assert [each["plan"] for each in kept["plans"]] == [row["plan"] for row in record["rows"]]
     assert [each["seconds"] for each in kept["plans"]] == [row["seconds"] for row in record["rows"]]
     timed = []
-    measure = tradeoff.measure_latencies
+    measure = store.measure_latencies
 
     def watched(sampler, prompts, plans, *more):
         timed.append(len(plans))
         return measure(sampler, prompts, plans, *more)
 
-    monkeypatch.setattr(tradeoff, "measure_latencies", watched)
+    monkeypatch.setattr(store, "measure_latencies", watched)
     again = ["tradeoff", str(run), *ARGUMENTS, "--out", str(out)]
     assert main(again) == 0 and timed == []
     assert main([*again, "--steps", "1", "2", "3"]) == 0 and timed == [6]
     kept["machine"]["threads"] += 1
     (out / "latency.json").write_text(json.dumps(kept))
     assert main(again) == 0 and timed == [6, 4]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(
+            lambda lines: [*lines, "[1, 2]", "3", "{}", '{"plan": 3, "key": 1}', "", "\0"], id="lines"
+        ),
+        pytest.param(lambda lines: [line.replace('"memory": ', '"memroy": ') for line in lines], id="cost"),
+        pytest.param(
+            lambda lines: [lines[0].replace('"precision": "float32", ', ""), *lines[1:]], id="older"
+        ),
+    ],
+)
+def test_lines_that_say_nothing_are_left_out_and_their_plans_measured_again(
+    out: Path, run: Path, broken
+) -> None:
+    path = out / "tradeoff.jsonl"
+    wanted = path.read_text()
+    path.write_text("\n".join(broken(wanted.splitlines())) + "\n")
+    assert main(["tradeoff", str(run), *ARGUMENTS, "--out", str(out)]) == 0
+    before, after = (
+        {(str(row["plan"]), row["key"]): {**row, "seconds": 0, "score_seconds": 0}
+         for row in map(json.loads, text.splitlines()[1:])}
+        for text in (wanted, path.read_text())
+    )  # fmt: skip
+    assert len(after) >= 32 and all(before[key] == row for key, row in after.items())
+    assert main(["report", str(out), "--out", str(out / "report.html")]) == 0
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x93NUMPY\x01\0"])
+def test_features_that_are_gone_or_cut_are_made_again(out: Path, run: Path, content: bytes | None) -> None:
+    path = next(each for each in sorted((out / "features").iterdir()) if each.name != "real.npy")
+    wanted = path.read_bytes()
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+        assert main(["report", str(out), "--out", str(out / "report.html")]) == 0
+    assert main(["tradeoff", str(run), *ARGUMENTS, "--out", str(out)]) == 0
+    assert path.read_bytes() == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: "", "does not say what it was measured of"),
+        (lambda text: text[20:], "does not say what it was measured of"),
+        (lambda text: "[]\n" + text, "has checkpoint None"),
+        (
+            lambda text: text.replace('"key": "', '"key": "other-'),
+            "has pictures that are not of these prompts",
+        ),
+    ],
+)
+def test_a_folder_of_something_else_is_left_as_it_is(
+    out: Path, run: Path, change, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = out / "tradeoff.jsonl"
+    wanted = path.read_text()
+    path.write_text(change(wanted))
+    assert main(["tradeoff", str(run), *ARGUMENTS, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and str(path) in error and error.count("\n") == 1
+    assert path.read_text() == change(wanted)
+    path.write_text(wanted)
