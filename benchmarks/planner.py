@@ -57,11 +57,12 @@ def _measured(arguments: Arguments) -> tuple[Judge, list[Measured]]:
     scorer = None if header["scorer"] == "none" else header["scorer"]
     shared = {name: header[name] for name in ("num", "split", "seed", "level")}
     config = TradeoffConfig(scorer=scorer, **shared)
-    judge = Judge(load(arguments.run, header["weights"]), load_run_config(run).data.sources, config)
+    sampler = load(arguments.run, header["weights"], header.get("precision", "float32"))
+    judge = Judge(sampler, load_run_config(run).data.sources, config)
     store = Store(folder, header, [real.key for real in judge.chosen])
     if len(store.found) < 2:
         raise ValueError(f"{path} has {len(store.found)} plans: a choice is among two or more")
-    return judge, list(store.found.values())
+    return judge, store.timed(sampler, judge, list(store.found), header["seed"])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -112,14 +112,10 @@ def main(argv: Sequence[str]) -> int:
             if plan not in store.found:
                 store.add(*judge.measure(sampler, plan, args.seed, shown.drawn))
             shown.measured(store.found[plan])
-        latencies = store.latencies(sampler, judge, plans, args.seed, shown.counter("seconds"))
+        timed = store.timed(sampler, judge, plans, args.seed, shown.counter("seconds"))
         text = store.texts(
             sampler, lambda: text_surface(sampler, sources, judge.prompts, args.seed, shown.counter("text"))
         )
-    timed = [
-        replace(store.found[plan], seconds=latencies.plans[plan], score_seconds=latencies.scoring)
-        for plan in plans
-    ]
     rows = surface(judge, timed)
     floor = judge.floor()
     about = {**header, "run": str(args.run), "floor": asdict(floor), "prompts": judge.prompts[:SHOWN]}

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,26 +111,33 @@ class Store:
             os.fsync(file.fileno())
         self.found[plan] = measured
 
-    def latencies(
+    def timed(
         self,
         sampler: Sampler,
         judge: Judge,
         plans: Sequence[Plan],
         seed: int,
         on_plan: Callable[[], None] | None = None,
-    ) -> Latencies:
-        """Of plans that are there; timed anew, all of them, unless all have been on a machine like this."""
-        path = self.folder / LATENCY
-        machine = _machine(sampler)
-        if kept := _kept(path, machine):
-            known = {from_mapping(each["plan"], Plan): each["seconds"] for each in kept["plans"]}
-            if set(plans) <= set(known):
-                return Latencies(known, kept["scoring"])
-        found = measure_latencies(sampler, judge.prompts, plans, seed, judge.scorer, on_plan)
-        of_plans = [{"plan": asdict(plan), "seconds": seconds} for plan, seconds in found.plans.items()]
-        record = {"machine": machine, "scoring": found.scoring, "plans": of_plans}
-        write_text(path, json.dumps(record, indent=1) + "\n")
-        return found
+    ) -> list[Measured]:
+        """The plans, which are there, with the seconds of a picture that is drawn alone: timed anew, all of them,
+        unless all have been on a machine like this."""
+        found = self._latencies(sampler, plans)
+        if found is None:
+            found = measure_latencies(sampler, judge.prompts, plans, seed, judge.scorer, on_plan)
+            of_plans = [{"plan": asdict(plan), "seconds": seconds} for plan, seconds in found.plans.items()]
+            record = {"machine": _machine(sampler), "scoring": found.scoring, "plans": of_plans}
+            write_text(self.folder / LATENCY, json.dumps(record, indent=1) + "\n")
+        return [
+            replace(self.found[plan], seconds=found.plans[plan], score_seconds=found.scoring)
+            for plan in plans
+        ]
+
+    def _latencies(self, sampler: Sampler, plans: Sequence[Plan]) -> Latencies | None:
+        kept = _kept(self.folder / LATENCY, _machine(sampler))
+        if kept is None:
+            return None
+        known = {from_mapping(each["plan"], Plan): each["seconds"] for each in kept["plans"]}
+        return Latencies(known, kept["scoring"]) if set(plans) <= set(known) else None
 
     def texts(
         self, sampler: Sampler, measure: Callable[[], Sequence[dict[str, Any]]]

@@ -68,7 +68,8 @@ def text_surface(
     """One row for each source and number of tokens a pass.
 
     Numbers of tokens take turns, with a seed for each turn, so that what slows the machine slows all. `kept` is over
-    autoregression's tokens a pass, which are not 1: a text's first token needs no pass. Intervals are over turns.
+    autoregression's tokens a pass, which are not 1: a text's first token needs no pass. Intervals are over turns. A
+    source has no row where the model ends all of its texts before the first token.
     """
     if not captions:
         return []
@@ -89,6 +90,8 @@ def text_surface(
                 speed[k].append(cost.tokens / cost.seconds)
                 flops[k].append(cost.flops / max(cost.tokens, 1))
                 on_pass()
+        if min(map(min, kept.values())) == 0:
+            continue
         for k, plan in plans.items():
             num = len(source.pictures or source.captions)
             ratios = [mine / one for mine, one in zip(kept[k], kept[1], strict=True)]

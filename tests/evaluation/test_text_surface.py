@@ -11,7 +11,9 @@ from mmgen.evaluation.text_surface import (
     text_surface,
     tokens_a_pass,
 )
+from mmgen.sampling.cost import Cost
 from mmgen.sampling.plan import Plan
+from mmgen.sampling.sampler import Result
 from tests.parts import picture
 from tests.sampling.test_answer import sampler
 
@@ -54,3 +56,16 @@ def test_rows_compare_with_one_token_a_pass():
     nats, num_bytes = writes.bits(CAPTIONS)
     assert bits.value == pytest.approx(nats.sum() / num_bytes.sum() / 0.6931471805599453)
     assert plain(rows)[0]["kept"]["value"] == 1 and text_surface(writes, sources, [], 0) == []
+
+
+class Silent(TextSource):
+    """Whole captions, which the model ends at once."""
+
+    def write(self, *_) -> Result:
+        return Result(cost=Cost(seconds=1.0))
+
+
+def test_a_source_of_which_nothing_is_written_has_no_row():
+    sources = [Silent("captions", captions=CAPTIONS), TextSource("pictures", [picture(0)])]
+    rows = text_surface(sampler(), sources, CAPTIONS, 0)
+    assert [row["source"] for row in rows] == ["pictures"]
