@@ -172,7 +172,7 @@ def _samplers(arguments: Arguments, seed: int) -> dict[str, Sampler]:
     recorded = device.type == "cuda"
     large = Sampler(model, modalities, IMM(IMMConfig()), precision=arguments.precision, graphs=recorded)
     return {
-        "models/emoji": load(harness.ROOT / "models/emoji", precision=arguments.precision),
+        "models/emoji": load(harness.ROOT / "models/emoji", precision=arguments.precision, graphs=recorded),
         f"random, {model.num_parameters() / 1e6:.0f}M": large,
     }
 

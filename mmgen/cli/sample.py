@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 from PIL import Image, UnidentifiedImageError
 
@@ -80,6 +81,8 @@ class Sample:
     """ema (averaged) or model"""
     precision: SamplingPrecision = "float32"
     """of matrix products and the cache: float32 or bf16"""
+    graphs: bool = False
+    """on a GPU: record what is called again and again as CUDA graphs, and replay it"""
     out: Path | None = None
     """a .png for one grid of all pictures, or a folder for one file each"""
     stream: bool = False
@@ -109,7 +112,9 @@ def main(argv: Sequence[str]) -> int:
     out = args.out or Path("sample.png")
     if out.suffix and out.suffix != ".png":
         raise ValueError(f"--out {out}: a name that ends in .png, or a folder")
-    sampler = load(args.run, args.weights, args.precision)
+    if args.graphs and not torch.cuda.is_available():
+        raise ValueError("--graphs needs a CUDA device, and there is none here: leave it out")
+    sampler = load(args.run, args.weights, args.precision, args.graphs)
     asked_plan = {f.name: value for f in fields(Plan) if (value := getattr(args, f.name)) is not None}
     if args.steps is not None and len(args.steps) == 1:
         asked_plan["steps"] = args.steps[0]
@@ -120,6 +125,10 @@ def main(argv: Sequence[str]) -> int:
         found = answer_adaptively(sampler, requests, plan, args.seed)
     else:
         plan = plan if draws else replace(plan, candidates=1)
+        if args.stream and plan.candidates > 1:
+            raise ValueError(
+                f"--stream shows one answer, and this run's plan draws {plan.candidates} candidates"
+            )
         shown = _Shown(plan) if args.stream else None
         found = sampler.answer(requests, plan, args.seed, shown)
         if shown is not None:

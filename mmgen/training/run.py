@@ -188,11 +188,13 @@ def build(config: RunConfig, outline: bool = False, device: str = "cpu") -> Part
     return Parts(tokenizer, modalities, model, objective, config.joint)
 
 
-def load(run: str | Path, which: str = "ema", precision: SamplingPrecision = "float32") -> Sampler:
+def load(
+    run: str | Path, which: str = "ema", precision: SamplingPrecision = "float32", graphs: bool = False
+) -> Sampler:
     """A sampler of a run's latest checkpoint (`which`: its averaged weights, or the plain ones, "model").
 
-    `run` is a run's folder or one of its checkpoints; `precision` is the sampler's. On a GPU its calls are recorded.
-    Raises ValueError where there is no such run or checkpoint.
+    `run` is a run's folder or one of its checkpoints; `precision` and `graphs` are the sampler's. Raises ValueError
+    where there is no such run or checkpoint.
     """
     checkpoint = find_checkpoint(run)
     config = load_run_config(checkpoint.parent.parent)
@@ -205,7 +207,6 @@ def load(run: str | Path, which: str = "ema", precision: SamplingPrecision = "fl
     for modality in parts.modalities.values():
         if isinstance(modality, Image):
             modality.codec.compute_on(device)
-    graphs = device.type == "cuda"
     return Sampler(
         parts.model, parts.modalities, parts.objective, config.size, config.plan, precision, graphs
     )

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -154,6 +155,11 @@ def test_parts_are_given_and_asked_for_in_any_order(run: Path, tmp_path: Path, c
         (["--prompt", "a", "--stream", "--candidates", "2"], "and --candidates 2 may make several"),
         (["--prompt", "a", "--stream", "--budget", "9nfe", "--adaptive"], "and --adaptive may make several"),
         (["--prompt", "a", "--ask", "text"], "--ask says what follows --given; --prompt has one kind"),
+        pytest.param(
+            ["--prompt", "a", "--graphs"],
+            "--graphs needs a CUDA device, and there is none here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
         (["--prompt", "a", "--guidance", "nan"], "guidance nan must be a finite number"),
         (["--given", "a", "--ask", "text", "text"], "two texts in turn are one"),
         (["--given", "nowhere.png"], "--given nowhere.png cannot be opened"),
