@@ -1,19 +1,18 @@
 """Predicted seconds of every plan of a surface against those that `mmgen tradeoff` timed, thoughts and candidates too.
 
 Of a run that `mmgen tradeoff` has measured and `mmgen cost RUN --calibrate` has calibrated, on this machine, at two
-different times: no plan was timed for the calibration but the few of its own. A picture is drawn alone, after a prompt of
-as many tokens as the surface's prompts have on average. Rows are kinds of plans: `error` is the share by which a
-prediction is off, `bias` whether above or below.
+different times. A picture is drawn alone, after a prompt of as many tokens as the surface's prompts have on average.
+Rows are kinds of plans: `error` is the share by which a prediction is off, `bias` whether above or below.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from benchmarks import harness
+from benchmarks.checkpoint_surface import refuse_seeds
 from mmgen.config import from_mapping
 from mmgen.evaluation.store import LATENCY, SUMMARY
 from mmgen.sampling.calibration import Calibration, Machine
@@ -29,6 +28,7 @@ class Arguments(harness.Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_seeds(self)
         for name in (f"tradeoff/{LATENCY}", f"tradeoff/{SUMMARY}", "calibration.json"):
             if not (self.run / name).is_file():
                 raise ValueError(
@@ -38,12 +38,13 @@ class Arguments(harness.Arguments):
 
 def measure(arguments: Arguments) -> list[harness.Row]:
     sampler = load(arguments.run)
-    calibration = Calibration.load(arguments.run / "calibration.json", torch.device("cpu"))
+    device = sampler.model.text_embedding.weight.device
+    calibration = Calibration.load(arguments.run / "calibration.json", device)
     timed, known = (
         json.loads((arguments.run / "tradeoff" / name).read_text(encoding="utf-8"))
         for name in (LATENCY, SUMMARY)
     )
-    if timed["machine"] != vars(Machine.here(torch.device("cpu"))):
+    if timed["machine"] != asdict(Machine.here(device)):
         raise ValueError(f"{arguments.run} was timed on {timed['machine']}, not on this machine")
     tokens = round(np.mean([len(sampler.text.tokenizer.encode(prompt)) for prompt in known["prompts"]]))
     grid = sampler.image.token_grid(*sampler.size)
