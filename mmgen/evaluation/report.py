@@ -287,9 +287,9 @@ def _text_cell(value: Any) -> str | tuple[str, str]:
 
 def _number(value: float) -> str:
     """Three digits, or all before the point, and none of them as a power of ten."""
-    if abs(value) >= 1e6:
-        return f"{value / 1e6:.3g} M" if abs(value) < 1e9 else f"{value / 1e9:.3g} G"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    if abs(value) >= 999.5e3:
+        return f"{value / 1e6:.3g} M" if abs(value) < 999.5e6 else f"{value / 1e9:.3g} G"
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
 
 
 def _cell(figure: str, estimate: Row | None) -> str | tuple[str, str]:

@@ -65,6 +65,8 @@ class Store:
             by_plan.setdefault(json.dumps(row["plan"]), []).append(row)
         if any(row["key"] not in self.keys for rows in by_plan.values() for row in rows):
             other.append("pictures that are not of these prompts")
+        elif any(_in_another_order([row["key"] for row in rows], self.keys) for rows in by_plan.values()):
+            other.append("its prompts in another order")
         if other:
             raise ValueError(
                 f"{self.path} has {'; '.join(other)}: name another folder with --out, or remove it"
@@ -180,6 +182,10 @@ def read_line(line: str) -> dict[str, Any] | None:
     except json.JSONDecodeError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("plan"), dict) and "key" in row else None
+
+
+def _in_another_order(keys: Sequence[str], wanted: Sequence[str]) -> bool:
+    return list(keys) != list(wanted) and sorted(keys) == sorted(wanted)
 
 
 def _kept(path: Path, machine: Mapping[str, Any]) -> dict[str, Any] | None:

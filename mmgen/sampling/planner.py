@@ -114,11 +114,11 @@ class Planner:
     def choose(self, budget: Budget) -> Choice:
         """The best plan that costs no more. Raises ValueError where the cheapest costs more."""
         currency, amount = budget.currency, budget.amount
-        within = [row for row in self.rows if row[currency] <= amount]
+        within = [row for row in self.rows if row[currency] <= amount * (1 + 1e-9)]  # units are not exact
         if not within:
             cheapest = min(row[currency] for row in self.rows)
             unit = SAID_IN[currency]
-            asked, least = (_rounded_up(value / UNITS[unit][1]) for value in (amount, cheapest))
+            asked, least = f"{amount / UNITS[unit][1]:.9g}", _rounded_up(cheapest / UNITS[unit][1])
             raise ValueError(
                 f"budget {asked}{unit} is below the cheapest measured plan, which takes {least}{unit}"
             )

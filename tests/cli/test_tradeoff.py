@@ -218,6 +218,10 @@ def test_features_that_are_gone_or_cut_are_made_again(out: Path, run: Path, cont
         (lambda text: text[20:], "does not say what it was measured of"),
         (lambda text: "[]\n" + text, "has checkpoint None"),
         (
+            lambda text: "\n".join([text.split("\n")[0], *text.split("\n")[:0:-1]]),
+            "has its prompts in another order",
+        ),
+        (
             lambda text: text.replace('"key": "', '"key": "other-'),
             "has pictures that are not of these prompts",
         ),

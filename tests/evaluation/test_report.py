@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmgen.evaluation.report import Measurement, incomparable, report
+from mmgen.evaluation.report import Measurement, _number, incomparable, report
 from mmgen.sampling.plan import Plan
 from tests.evaluation.test_frontier import estimate, grid, kid, row
 
@@ -141,6 +141,21 @@ def test_text_has_a_section_where_it_was_measured() -> None:
     section = page[page.index('id="texts"') : page.index('id="plans"')]
     assert "0.83 <small>(0.82 to 0.84)</small>" in section and "captions" in section and "–" in section
     assert "35.8 M" in section and "<td>1450 <small>(1450 to 1450)</small>" in section and "e+" not in section
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.8312, "0.831"),
+        (999.7, "1000"),
+        (1450.4, "1450"),
+        (999_700.0, "1 M"),
+        (3.578e7, "35.8 M"),
+        (999.9e6, "1 G"),
+    ],
+)
+def test_numbers_are_no_powers_of_ten(value: float, said: str) -> None:
+    assert _number(value) == said
 
 
 def test_pictures_are_in_the_page_and_must_be_of_the_prompts() -> None:
