@@ -63,9 +63,11 @@ class Store:
         by_plan: dict[str, list[dict[str, Any]]] = {}
         for row in filter(None, map(read_line, lines[1:])):
             by_plan.setdefault(json.dumps(row["plan"]), []).append(row)
-        if any(row["key"] not in self.keys for rows in by_plan.values() for row in rows):
+        prompts = set(self.keys)
+        drawn = [[row["key"] for row in rows] for rows in by_plan.values()]
+        if not prompts.issuperset(key for keys in drawn for key in keys):
             other.append("pictures that are not of these prompts")
-        elif any(_in_another_order([row["key"] for row in rows], self.keys) for rows in by_plan.values()):
+        elif any(keys != self.keys and sorted(keys) == sorted(self.keys) for keys in drawn):
             other.append("its prompts in another order")
         if other:
             raise ValueError(
@@ -181,11 +183,8 @@ def read_line(line: str) -> dict[str, Any] | None:
         row = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("plan"), dict) and "key" in row else None
-
-
-def _in_another_order(keys: Sequence[str], wanted: Sequence[str]) -> bool:
-    return list(keys) != list(wanted) and sorted(keys) == sorted(wanted)
+    whole = isinstance(row, dict) and isinstance(row.get("plan"), dict) and isinstance(row.get("key"), str)
+    return row if whole else None
 
 
 def _kept(path: Path, machine: Mapping[str, Any]) -> dict[str, Any] | None:

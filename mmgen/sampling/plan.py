@@ -133,9 +133,6 @@ def import_function(path: str, what: str, arguments: str) -> Any:
         raise ValueError(f"{what} {path!r} is {type(found).__name__}, which cannot be called")
     try:
         inspect.signature(found).bind(*arguments.split(","))
-    except (
-        TypeError,
-        ValueError,
-    ) as error:  # wrong arguments, or of a builtin, which has no signature to look at
+    except (TypeError, ValueError) as error:  # a builtin may have no signature to look at
         raise ValueError(f"{what} {path!r} must take ({arguments}): {error}") from None
     return found
