@@ -1,6 +1,5 @@
 """`mmgen report RUN [RUN ...]`: one page of what `mmgen tradeoff` measured, that opens without a network."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from mmgen.evaluation.report import Measurement, report
 from mmgen.evaluation.store import FEATURES, REAL_FEATURES, SAMPLES, SUMMARY, plan_digest, read_line
 from mmgen.evaluation.tradeoff import HITS, halves
 from mmgen.files import write_text
+from mmgen.sampling.planner import read_record
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,8 @@ def names(runs: Sequence[Path]) -> list[str]:
 
 def measurement(folder: Path, name: str) -> Measurement:
     """What a folder holds. Raises ValueError where its tradeoff.json is none."""
-    path = folder / SUMMARY
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        rows = {plan_digest(row["plan"]): index for index, row in enumerate(record["rows"])}
-        if not all(
-            isinstance(row[half], dict) for row in record["rows"] for half in ("choosing", "reported")
-        ):
-            raise TypeError
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{path} is not what `mmgen tradeoff` writes") from None
+    record = read_record(folder / SUMMARY)
+    rows = {plan_digest(row["plan"]): index for index, row in enumerate(record["rows"])}
     pictures = {
         rows[digest]: strip.read_bytes()
         for strip in sorted((folder / "pictures").glob("*.png"))
@@ -98,7 +90,7 @@ def _features(folder: Path, rows: Mapping[str, int], num: int | None) -> dict[in
                 features = torch.from_numpy(np.load(path, allow_pickle=False)).float()
             except (OSError, EOFError, ValueError):
                 continue  # cut in the middle
-            if len(features) == num:
+            if features.ndim == 2 and len(features) == num:
                 found[index] = features[halves(len(features))[1]]
     return found
 
@@ -108,7 +100,7 @@ def _hits(path: Path, rows: Mapping[str, int], num: int | None) -> dict[tuple[in
     if not path.is_file():
         return {}
     by_plan: dict[int, list[dict[str, Any]]] = {}
-    for sample in filter(None, map(read_line, path.read_text(encoding="utf-8").splitlines()[1:])):
+    for sample in filter(None, map(read_line, path.read_bytes().splitlines()[1:])):
         index = rows.get(plan_digest(sample["plan"]))
         if index is not None:
             by_plan.setdefault(index, []).append(sample)

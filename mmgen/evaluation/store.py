@@ -47,7 +47,7 @@ class Store:
         if not self.path.is_file():
             write_text(self.path, json.dumps(dict(header)) + "\n")
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines()
+        lines = self.path.read_bytes().splitlines()
         try:
             there = dict(json.loads(lines[0]))
         except (ValueError, TypeError, IndexError):
@@ -75,9 +75,14 @@ class Store:
             )
         found = {key: self._load(key, rows) for key, rows in by_plan.items()}
         # what was cut or is broken is measured again
-        kept = [json.dumps(row) for key, rows in by_plan.items() if found[key] is not None for row in rows]
+        kept = [
+            json.dumps(row).encode()
+            for key, rows in by_plan.items()
+            if found[key] is not None
+            for row in rows
+        ]
         if kept != lines[1:]:
-            write_text(self.path, "\n".join([lines[0], *kept]) + "\n")
+            write_text(self.path, b"\n".join([lines[0], *kept]).decode() + "\n")
         self.found = {each.plan: each for each in found.values() if each is not None}
 
     def _load(self, key: str, rows: Sequence[Mapping[str, Any]]) -> Measured | None:
@@ -177,11 +182,11 @@ class Store:
         os.replace(beside, path)
 
 
-def read_line(line: str) -> dict[str, Any] | None:
+def read_line(line: bytes) -> dict[str, Any] | None:
     """A picture's line; None where it is none."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except ValueError:  # no JSON, or bytes that are no text
         return None
     whole = isinstance(row, dict) and isinstance(row.get("plan"), dict) and isinstance(row.get("key"), str)
     return row if whole else None

@@ -96,7 +96,7 @@ class Planner:
             raise ValueError(
                 f"{path} is missing: `mmgen tradeoff RUN` measures the plans that a budget chooses among"
             )
-        record = _read(path)
+        record = read_record(path)
         measured = {"precision": "float32", **record}  # what was measured before there was another
         for name, asked in (of or {}).items():
             if measured.get(name) != asked:
@@ -104,7 +104,7 @@ class Planner:
                 raise ValueError(
                     f"{path} was measured of {name} {there}, not {asked}: sample with that, or measure again"
                 )
-        policies = record.get("policies", [])
+        policies = record.get("policies") or []
         if adaptive and not policies:
             raise ValueError(
                 f"{path} has no policies: they need a scorer (`mmgen tradeoff --scorer likelihood`)"
@@ -133,18 +133,19 @@ class Planner:
         return value if self.figure in LOWER_IS_BETTER else -value
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A record whose rows have what a planner asks of them."""
+def read_record(path: Path) -> dict[str, Any]:
+    """What `mmgen tradeoff` wrote, with costs and figures in every row. Raises ValueError where it is not that."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        for row in (*record["rows"], *record.get("policies", [])):
-            figures = [*row["choosing"].values(), *row["reported"].values()]
-            if not all(figure.keys() >= {"value", "low", "high"} for figure in figures):
-                raise KeyError("value, low and high of a figure")
-            if not all(isinstance(row[name], int | float) for name in SAID_IN):
-                raise TypeError("a cost that is no number")
-            if not row.keys() & {"plan", "policy"}:
-                raise KeyError("plan")
+        for kind, rows in (("plan", record["rows"]), ("policy", record.get("policies") or ())):
+            for row in rows:
+                if not isinstance(row[kind], dict):
+                    raise TypeError(f"a {kind} that is none")
+                figures = [*row["choosing"].values(), *row["reported"].values()]
+                if not all(figure.keys() >= {"value", "low", "high"} for figure in figures):
+                    raise KeyError("value, low and high of a figure")
+                if not all(isinstance(row[name], int | float) for name in SAID_IN):
+                    raise TypeError("a cost that is no number")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} is not what `mmgen tradeoff` writes ({why}): measure again") from None

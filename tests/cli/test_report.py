@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,4 +83,22 @@ def test_mistakes_are_one_line(
     (tmp_path / "tradeoff.json").write_text('{"rows": 3}')
     assert main(["report", "."]) == 2
     assert "tradeoff.json is not what `mmgen tradeoff` writes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seconds": None}, {"plan": 3}, {"reported": {"kid_lite0": 0.5}}, {"choosing": None}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_record_that_is_broken_is_named(
+    measured: Path, tmp_path: Path, change: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads((measured / "tradeoff" / "tradeoff.json").read_text())
+    record["rows"][1] |= change
+    (tmp_path / "tradeoff.json").write_text(json.dumps(record))
+    out = tmp_path / "page.html"
+    assert main(["report", str(tmp_path), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "tradeoff.json is not what `mmgen tradeoff` writes" in error and error.count("\n") == 1
+    assert not out.exists()
     assert not (tmp_path / "report.html").exists()

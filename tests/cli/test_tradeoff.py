@@ -1,10 +1,12 @@
 """`mmgen tradeoff` on a real run: what it keeps, that it goes on where it was cut, and what it refuses."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mmgen.cli import tradeoff
@@ -14,6 +16,8 @@ from mmgen.evaluation import store
 from mmgen.training.metrics import LogConfig
 from mmgen.training.run import load_run_config
 
+SCALAR = io.BytesIO()
+np.save(SCALAR, np.float16(0))
 ARGUMENTS = ["--num", "8", "--steps", "1", "2", "--guidance", "1", "2"]
 
 
@@ -177,6 +181,7 @@ def test_seconds_are_timed_in_turns_once_on_a_machine(
         pytest.param(
             lambda lines: [*lines, "[1, 2]", "3", "{}", '{"plan": 3, "key": 1}', "", "\0"], id="lines"
         ),
+        pytest.param(lambda lines: [*lines[:-1], "\udcff" + lines[-1]], id="no text"),
         pytest.param(lambda lines: [line.replace('"memory": ', '"memroy": ') for line in lines], id="cost"),
         pytest.param(
             lambda lines: [lines[0].replace('"precision": "float32", ', ""), *lines[1:]], id="older"
@@ -188,7 +193,7 @@ def test_lines_that_say_nothing_are_left_out_and_their_plans_measured_again(
 ) -> None:
     path = out / "tradeoff.jsonl"
     wanted = path.read_text()
-    path.write_text("\n".join(broken(wanted.splitlines())) + "\n")
+    path.write_text("\n".join(broken(wanted.splitlines())) + "\n", errors="surrogateescape")
     assert main(["tradeoff", str(run), *ARGUMENTS, "--out", str(out)]) == 0
     before, after = (
         {(str(row["plan"]), row["key"]): {**row, "seconds": 0, "score_seconds": 0}
@@ -199,7 +204,9 @@ def test_lines_that_say_nothing_are_left_out_and_their_plans_measured_again(
     assert main(["report", str(out), "--out", str(out / "report.html")]) == 0
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\x93NUMPY\x01\0"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\x93NUMPY\x01\0", SCALAR.getvalue()], ids=["gone", "empty", "cut", "scalar"]
+)
 def test_features_that_are_gone_or_cut_are_made_again(out: Path, run: Path, content: bytes | None) -> None:
     path = next(each for each in sorted((out / "features").iterdir()) if each.name != "real.npy")
     wanted = path.read_bytes()
