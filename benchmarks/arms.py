@@ -4,6 +4,7 @@ What `headline` and `imm_study` share. A run is its configuration file, its fold
 that is there is continued, or taken as it is.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -50,6 +51,7 @@ from mmgen.training.run import (
 )
 
 DataName = Literal["digits", "fashion"]
+Objective = Literal["imm", "flow_matching"]
 HELD_OUT = {"digits": "validation", "fashion": "test"}
 COMPONENTS = 64  # of lite0 features
 CLASSIFIER_PICTURES = 10_000
@@ -65,7 +67,7 @@ class Run:
 
     folder: Path
     data: str  # the name of its configuration
-    objective: Literal["imm", "flow_matching"]
+    objective: Objective
     seed: int
     steps: int
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -152,6 +154,19 @@ def train(runs: Sequence[Run], workers: int) -> None:
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(one, runs))
+
+
+def plans(objective: Objective, evaluations: int, shifts: Sequence[float]) -> list[Plan]:
+    """Plans of so many network evaluations: every time grid, and for flow matching Heun's solver too."""
+
+    def grids(steps: int, solver: str) -> list[Plan]:
+        # one step has no grid
+        return [Plan(steps=steps, solver=solver, shift=shift) for shift in (shifts if steps > 1 else (1.0,))]
+
+    found = grids(evaluations, "euler")
+    if objective == "flow_matching" and evaluations % 2 == 0:
+        found += grids(evaluations // 2, "heun")
+    return found
 
 
 class Extract(Protocol):
@@ -248,7 +263,8 @@ class Drawn:
 
 def draw(sampler: Sampler, plans: Sequence[Plan], side: Real, copies: int, seed: int) -> Drawn:
     """`copies` pictures for each held-out one's prompt, of the plan with the least Frechet distance; where there is a
-    choice it is made on pictures of their own, so that the best of many is not better by chance."""
+    choice it is made by other pictures and by their distance to training pictures, so that the best of many is not
+    better by chance."""
     seed *= SEED_STRIDE
     chosen = plans[0]
     if len(plans) > 1:
@@ -256,7 +272,7 @@ def draw(sampler: Sampler, plans: Sequence[Plan], side: Real, copies: int, seed:
 
         def scored(plan: Plan) -> float:
             drawn = side.extract(sampler.generate(several, plan, seed + SEED_STRIDE // 2).images)
-            return distance(frechet_statistic, drawn, side.features)
+            return distance(frechet_statistic, drawn, side.training)
 
         chosen = min(plans, key=scored)
     prompts = side.prompts * copies
@@ -295,13 +311,24 @@ def resampled(features: Float[Tensor, "N F"], real: Float[Tensor, "M F"], seed: 
     return found
 
 
-def seed_draws(name: str, num: int) -> np.ndarray:
-    """How often each of `num` seeds counts: once each, and then in every bootstrap draw [1 + DRAWS, num]."""
-    drawn = keyed_numpy(name, "seeds").multinomial(num, [1 / num] * num, size=DRAWS)
-    return np.concatenate([np.ones((1, num)), drawn])
+def difference(one: np.ndarray, other: np.ndarray) -> Estimate:
+    """Mean over seeds of one less other; both [1 + draws, seeds]: as they are, and for every bootstrap draw."""
+    return _estimate((one - other).mean(1), one[0] - other[0])
 
 
-def estimate(values: np.ndarray, num: int) -> Estimate:
-    """The first value, with the interval that holds 95 % of the others."""
-    low, high = np.quantile(values[1:], [0.025, 0.975])
-    return Estimate(float(values[0]), float(low), float(high), num)
+def ratio(one: np.ndarray, other: np.ndarray) -> Estimate:
+    """Mean of one over mean of other; both [1 + draws, seeds]: as they are, and for every bootstrap draw."""
+    values = one.mean(1) / other.mean(1)
+    # what a seed adds to it, to first order
+    return _estimate(values, values[0] + (one[0] - values[0] * other[0]) / other[0].mean())
+
+
+def _estimate(values: np.ndarray, by_seed: np.ndarray) -> Estimate:
+    """The first value with a 95 % interval: Student's over few seeds, and the bootstrap's over prompts and real
+    pictures, which all seeds share. They are added as independent errors, though each has a part of the other."""
+    value, seeds = float(values[0]), harness.over_seeds(by_seed.tolist())
+    low, high = (value - np.quantile(values[1:], [0.025, 0.975])).tolist()
+    if len(by_seed) > 1:
+        low, high = (math.hypot(error, value - seeds.low) for error in (low, high))
+        return Estimate(value, value - low, value + high, len(by_seed))
+    return Estimate(value, value - low, value - high, 1)

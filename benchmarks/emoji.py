@@ -1,24 +1,27 @@
 """Captioned emoji at every level of detail: IMM and flow matching by steps, at equal training FLOPs.
 
-Both arms train `configs/demo.yaml` with every seed. Prompts are captions of training pictures: some name one picture
-(concept and style), others many (a concept in up to six styles, a whole group). Each drawn picture belongs to the real
-one whose caption it was drawn for; `hit`: the nearest of all training latents (L2) bears that caption at that level;
-`kid`: lite0 features against the real pictures; `styles`: how many different real pictures are nearest to those drawn
-for one caption, over how many would be for as many real ones. `less steps` rows compare IMM at few steps
-with flow matching at many, on the same captions and noise (bootstrap over captions and seeds); each has the better of
-the time grids by KID over all seeds.
+Both arms train `configs/demo.yaml` with every seed. Prompts are captions of training pictures, which the drawn ones
+are compared with: some name one picture (concept and style), and to draw it is what is asked for, others many (a
+concept in up to six styles, a whole group). Each drawn picture belongs to the real one whose caption it was drawn
+for; `hit`: the nearest of all training latents (L2) bears that caption at that level; `kid`: lite0 features against
+the real pictures; `styles`: how many different real pictures are nearest to those drawn for one caption, over how
+many would be for as many real ones. `floor` rows are a real picture of the caption in place of the drawn one, any of
+those that bear it, through the codec. `less steps` rows compare IMM at few network evaluations with flow matching at
+every number, on the same captions and noise (an interval over seeds and captions); each has the best of the time
+grids, flow matching of Euler and Heun too, by KID over all seeds.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 from torch import Tensor
 
 from benchmarks import arms, harness
@@ -27,38 +30,37 @@ from mmgen.evaluation.alignment import nearest
 from mmgen.evaluation.distances import kid, kid_statistic
 from mmgen.evaluation.evaluate import SEED_STRIDE, encode
 from mmgen.evaluation.features import Lite0Features, picture_features
-from mmgen.evaluation.intervals import Estimate, proportion
+from mmgen.evaluation.intervals import proportion
 from mmgen.evaluation.real import SEEN, read_split, real_pictures
 from mmgen.rng import keyed_numpy
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
+from mmgen.tokenization.latents import tensor_to_picture
 from mmgen.training.run import RunConfig, default_device, load
 
 CONFIG = "demo"
 LEVELS = ("name_style", "tags", "name", "group")
-Objective = Literal["imm", "flow_matching"]
 DRAWS = 1000
-# What flow matching has apart from the configuration, which is IMM's: its one-time law needs no uniform share.
-SETTINGS: dict[Objective, dict[str, Any]] = {
+# What flow matching has apart from the configuration, which is IMM's: its one-time law needs no uniform share, and long
+# waves of times are for strides, of which it has none.
+SETTINGS: dict[arms.Objective, dict[str, Any]] = {
     "imm": {},
-    "flow_matching": {"modalities.image.time.uniform": 0.0},
+    "flow_matching": {"modalities.image.time.uniform": 0.0, "model.time_scale": 100},
 }
 
 
 @dataclass(frozen=True)
 class Arguments(harness.Arguments):
     steps: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Refinement steps of a picture."""
+    """Network evaluations of a picture without guidance, or of each of the two with it."""
     guidance: tuple[float, ...] = (1.0, 3.0)
     """1 is none; others cost two network evaluations a step."""
-    shifts: tuple[float, ...] = (0.33, 1.0)
-    """Time grids; compared is the better one of each objective."""
+    shifts: tuple[float, ...] = (0.33, 1.0, 3.0)
+    """Time grids; compared is the best one of each objective."""
     num: int = 200
     """Pictures drawn for each level of detail."""
     few: int = 2
-    """Steps of IMM in the comparison."""
-    many: int = 16
-    """Steps of flow matching in the comparison."""
+    """Of IMM in the comparison."""
     train_steps: int | None = None
     """Of IMM; the configuration's where it is not given."""
     runs: Path = Path("runs/emoji_steps")
@@ -68,9 +70,8 @@ class Arguments(harness.Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("few", "many"):
-            if getattr(self, name) not in self.steps:
-                raise ValueError(f"{name} {getattr(self, name)} is none of steps {self.steps}")
+        if self.few not in self.steps:
+            raise ValueError(f"few {self.few} is none of steps {self.steps}")
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,23 @@ class Real:
     """Captions of all training pictures at every level, and which ones' are asked for."""
 
     captions: Mapping[str, list[str]]
-    latents: Float[Tensor, "T F"]
+    latents: Float[Tensor, "T ..."]
     features: Float[Tensor, "T F"]
     asked: Int[Tensor, "N"]
 
+    def prompts(self, level: str) -> list[str]:
+        return [self.captions[level][index] for index in self.asked.tolist()]
 
-# (objective, level, guidance, shift, steps) -> of each seed
-Case = tuple[str, str, float, float, int]
+
+@dataclass(frozen=True)
+class Case:
+    """What is drawn by every seed."""
+
+    objective: arms.Objective
+    level: str
+    steps: int
+    """network evaluations without guidance"""
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,10 @@ class Drawn:
 def measure(arguments: Arguments) -> list[harness.Row]:
     config = load_yaml(Path(f"configs/{CONFIG}.yaml"), RunConfig)
     steps = 20 if arguments.quick else arguments.train_steps or config.train.steps
-    lengths: dict[Objective, int] = {"imm": steps, "flow_matching": round(steps * arms.cost_ratio(config))}
+    lengths: dict[arms.Objective, int] = {
+        "imm": steps,
+        "flow_matching": round(steps * arms.cost_ratio(config)),
+    }
     runs = [
         arms.Run(
             arguments.runs / f"{objective}-{seed}-{num}", CONFIG, objective, seed, num, SETTINGS[objective]
@@ -107,8 +121,9 @@ def measure(arguments: Arguments) -> list[harness.Row]:
         for objective, num in lengths.items()
     ]
     arms.train(runs, arguments.workers)
-    real = _real(config, load(runs[0].folder), Lite0Features(default_device()), arguments)
-    rows: list[harness.Row] = []
+    sampler, lite0 = load(runs[0].folder), Lite0Features(default_device())
+    real = _real(config, sampler, lite0, arguments)
+    rows = [_floor(sampler, real, level, lite0) for level in LEVELS]
     found: dict[Case, list[Drawn]] = defaultdict(list)
     with arms.side_by_side(arguments.workers) as pool:
         for scored in pool.map(partial(_scored, arguments, real), runs):
@@ -118,7 +133,7 @@ def measure(arguments: Arguments) -> list[harness.Row]:
     return rows + _comparisons(found, real, arguments)
 
 
-def _scored(arguments: Arguments, real: "Real", run: arms.Run) -> list[tuple["Case", "Drawn", harness.Row]]:
+def _scored(arguments: Arguments, real: Real, run: arms.Run) -> list[tuple[Case, Drawn, harness.Row]]:
     sampler, lite0 = load(run.folder), Lite0Features(default_device())
     scored = []
     for case in _cases(run.objective, arguments):
@@ -137,46 +152,68 @@ def _real(config: RunConfig, sampler: Sampler, lite0: Lite0Features, arguments: 
     images = [picture.picture for picture in real_pictures(samples, sampler.size)]
     num = min(len(samples), 12 if arguments.quick else arguments.num)
     order = keyed_numpy("emoji", "asked").permutation(len(samples))[:num]
-    latents, features = encode(images, sampler).flatten(1), picture_features(images, lite0)
+    latents, features = encode(images, sampler), picture_features(images, lite0)
     captions = {level: [sample.captions[level] for sample in samples] for level in LEVELS}
     return Real(captions, latents, features, torch.from_numpy(order))
 
 
-def _cases(objective: str, arguments: Arguments) -> list[Case]:
+def _cases(objective: arms.Objective, arguments: Arguments) -> list[Case]:
     return [
-        (objective, level, guidance, shift, steps)
+        Case(objective, level, steps, replace(plan, guidance=guidance))
         for level in LEVELS
         for guidance in arguments.guidance
         for steps in arguments.steps
-        for shift in (arguments.shifts if steps > 1 else arguments.shifts[:1])
+        for plan in arms.plans(objective, steps, arguments.shifts)
     ]
 
 
 def _draw(
     sampler: Sampler, real: Real, case: Case, seed: int, lite0: Lite0Features
 ) -> tuple[Drawn, harness.Row]:
-    objective, level, guidance, shift, steps = case
-    captions, asked = real.captions[level], real.asked
-    prompts = [captions[index] for index in asked.tolist()]
-    plan = Plan(steps=steps, guidance=guidance, shift=shift)
-    result = sampler.generate(prompts, plan, seed * SEED_STRIDE)
+    prompts = real.prompts(case.level)
+    result = sampler.generate(prompts, case.plan, seed * SEED_STRIDE)
     assert result.latents is not None
-    own = nearest(result.latents.flatten(1), real.latents)
-    hits = torch.tensor([captions[i] == prompt for i, prompt in zip(own.tolist(), prompts, strict=True)])
-    drawn = Drawn(picture_features(result.images, lite0), hits)
+    drawn, figures = _judged(result.latents, result.images, real, case.level, lite0)
     row: dict[str, Any] = {
-        "objective": objective,
-        "level": level,
-        "steps": steps,
-        "guidance": guidance,
-        "shift": shift,
+        "objective": case.objective,
+        "level": case.level,
+        "steps": case.steps,
+        "guidance": case.plan.guidance,
+        "solver": case.plan.solver,
+        "shift": case.plan.shift,
         "seed": seed,
         "nfe": result.cost.nfe,
-        "hit": proportion(hits),
-        "kid": kid(drawn.features, real.features[asked], ("emoji", *map(str, case), seed), paired=True),
-        "styles": _variety(prompts, own.tolist(), captions),
+        **figures,
     }
     return drawn, row
+
+
+def _judged(
+    latents: Float[Tensor, "N ..."],
+    images: Sequence[Image.Image],
+    real: Real,
+    level: str,
+    lite0: Lite0Features,
+) -> tuple[Drawn, dict[str, Any]]:
+    captions, prompts = real.captions[level], real.prompts(level)
+    own = nearest(latents.flatten(1), real.latents.flatten(1)).tolist()
+    hits = torch.tensor([captions[i] == prompt for i, prompt in zip(own, prompts, strict=True)])
+    drawn = Drawn(picture_features(images, lite0), hits)
+    key = ("emoji", level, len(prompts))
+    return drawn, {
+        "hit": proportion(hits),
+        "kid": kid(drawn.features, real.features[real.asked], key, paired=True),
+        "styles": _variety(prompts, own, captions),
+    }
+
+
+def _floor(sampler: Sampler, real: Real, level: str, lite0: Lite0Features) -> harness.Row:
+    """A real picture of each prompt's caption, as the codec gives it back."""
+    captions, rng = np.array(real.captions[level]), keyed_numpy("emoji", "floor", level)
+    chosen = [int(rng.choice(np.flatnonzero(captions == prompt))) for prompt in real.prompts(level)]
+    latents = real.latents[chosen]
+    images = [tensor_to_picture(x) for part in latents.split(64) for x in sampler.codec.decode(part)]
+    return {"objective": "floor", "level": level, **_judged(latents, images, real, level, lite0)[1]}
 
 
 def _variety(prompts: Sequence[str], own: Sequence[int], captions: Sequence[str]) -> float | None:
@@ -198,60 +235,60 @@ def _variety(prompts: Sequence[str], own: Sequence[int], captions: Sequence[str]
 def _comparisons(
     found: Mapping[Case, Sequence[Drawn]], real: Real, arguments: Arguments
 ) -> list[harness.Row]:
-    """IMM at `few` steps less flow matching at `many`, for each level and guidance."""
+    """IMM at `few` steps less flow matching at every number, for each level and guidance."""
     rows: list[harness.Row] = []
     for level in LEVELS:
         for guidance in arguments.guidance:
-            cases = [
-                _best(found, real, (objective, level, guidance), steps)
-                for objective, steps in (("imm", arguments.few), ("flow_matching", arguments.many))
-            ]
-            one, other = (found[case] for case in cases)
-            rows.append(
-                {
-                    "objective": "less steps",
-                    "level": level,
-                    "guidance": guidance,
-                    "steps": arguments.few,
-                    "flow_matching_steps": arguments.many,
-                    "shift": cases[0][3],
-                    "flow_matching_shift": cases[1][3],
-                    "kid_difference": _difference(_kids(one, real), _kids(other, real), len(one)),
-                    "hit_difference": _difference(_hits(one, real), _hits(other, real), len(one)),
-                }
-            )
+            few = _best(found, real, "imm", level, guidance, arguments.few)
+            for steps in arguments.steps:
+                many = _best(found, real, "flow_matching", level, guidance, steps)
+                one, other = found[few], found[many]
+                rows.append(
+                    {
+                        "objective": "less steps",
+                        "level": level,
+                        "guidance": guidance,
+                        "steps": arguments.few,
+                        "shift": few.plan.shift,
+                        "flow_matching_steps": steps,
+                        "flow_matching_solver": many.plan.solver,
+                        "flow_matching_shift": many.plan.shift,
+                        "kid_difference": arms.difference(_kids(one, real), _kids(other, real)),
+                        "hit_difference": arms.difference(_hits(one, real), _hits(other, real)),
+                    }
+                )
     return rows
 
 
-def _best(found: Mapping[Case, Sequence[Drawn]], real: Real, key: tuple[str, str, float], steps: int) -> Case:
-    cases = [case for case in found if case[:3] == key and case[4] == steps]
-    return min(cases, key=lambda case: float(np.mean(_kids(found[case], real)[:, 0])))
+def _best(
+    found: Mapping[Case, Sequence[Drawn]],
+    real: Real,
+    objective: str,
+    level: str,
+    guidance: float,
+    steps: int,
+) -> Case:
+    wanted = (objective, level, guidance, steps)
+    cases = [case for case in found if (case.objective, case.level, case.plan.guidance, case.steps) == wanted]
+    return min(cases, key=lambda case: float(np.mean(_kids(found[case], real)[0])))
 
 
 def _kids(drawn: Sequence[Drawn], real: Real) -> np.ndarray:
-    """Per seed the KID, and then that of every bootstrap draw of captions, which are drawn alike for all."""
+    """KID [1 + draws, seeds], as it is and for every bootstrap draw of captions, which are drawn alike for all."""
     others, counts = real.features[real.asked], _counts(len(real.asked))
-    return np.stack([kid_statistic(each.features, others, paired=True)(counts).numpy() for each in drawn])
+    return np.stack(
+        [kid_statistic(each.features, others, paired=True)(counts).numpy() for each in drawn], axis=1
+    )
 
 
 def _hits(drawn: Sequence[Drawn], real: Real) -> np.ndarray:
     counts = _counts(len(real.asked))
-    return np.stack([((counts @ each.hits.double()) / counts.sum(1)).numpy() for each in drawn])
+    return np.stack([((counts @ each.hits.double()) / counts.sum(1)).numpy() for each in drawn], axis=1)
 
 
 def _counts(num: int) -> Float[Tensor, "D N"]:
     drawn = keyed_numpy("emoji", "counts").multinomial(num, [1 / num] * num, size=DRAWS)
     return torch.cat([torch.ones(1, num).double(), torch.from_numpy(drawn).double()])
-
-
-def _difference(one: np.ndarray, other: np.ndarray, num: int) -> Estimate:
-    """Mean over seeds of what two values differ by, with an interval over captions and seeds."""
-    rng = keyed_numpy("emoji", "seeds")
-    weights = rng.multinomial(num, [1 / num] * num, size=one.shape[1] - 1)
-    weights = np.concatenate([np.ones((1, num)), weights])
-    values = ((one - other).T * weights).sum(1) / weights.sum(1)
-    low, high = np.quantile(values[1:], [0.025, 0.975])
-    return Estimate(float(values[0]), float(low), float(high), num)
 
 
 if __name__ == "__main__":

@@ -101,20 +101,17 @@ def _scored(arguments: Arguments, run: arms.Run) -> list[tuple[harness.Row, np.n
 
 
 def _ratios(found: Found, arguments: Arguments) -> list[harness.Row]:
-    """The surface model's distance over that of the one of one block, seeds drawn with replacement."""
-    seeds = range(arguments.seeds)
-    weights = arms.seed_draws("surface", len(seeds))
+    """The surface model's distance over that of the one of one block."""
 
-    def mean(arm: str, blocks: int, steps: int) -> np.ndarray:
-        values = np.stack([found[arm, blocks, steps, seed] for seed in seeds], axis=1)
-        return (values * weights).sum(1) / weights.sum(1)
+    def values(arm: str, blocks: int, steps: int) -> np.ndarray:
+        return np.stack([found[arm, blocks, steps, seed] for seed in range(arguments.seeds)], axis=1)
 
     return [
         {
             "arm": "ratio",
             "blocks": blocks,
             "steps": steps,
-            "ratio": arms.estimate(mean("surface", blocks, steps) / mean("one", 1, steps), len(seeds)),
+            "ratio": arms.ratio(values("surface", blocks, steps), values("one", 1, steps)),
         }
         for blocks in arguments.blocks
         for steps in arguments.steps

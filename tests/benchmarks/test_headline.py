@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import arms, imm_precision, imm_study
-from benchmarks.headline import Arguments, Score, _plans, _ratios, measure
+from benchmarks.headline import SHIFTS, Arguments, Score, _ratios, measure
 from mmgen.config import load_yaml, to_mapping
 from mmgen.evaluation.intervals import Estimate
 from mmgen.objectives import FlowMatchingConfig, IMMConfig
@@ -15,16 +15,34 @@ from mmgen.training.run import RunConfig, build
 
 
 def test_flow_matching_has_every_solver_and_grid_at_equal_evaluations():
-    assert {plan.shift for plan in _plans("imm", 4)} == {plan.shift for plan in _plans("flow_matching", 4)}
-    assert {(plan.steps, plan.solver) for plan in _plans("imm", 4)} == {(4, "euler")}
-    assert len(_plans("flow_matching", 1)) == 1, (
+    assert len(arms.plans("flow_matching", 1, SHIFTS)) == 1, (
         "one evaluation leaves no grid to choose and no room for Heun"
     )
     for evaluations in (2, 4, 16):
-        plans = _plans("flow_matching", evaluations)
+        plans = arms.plans("flow_matching", evaluations, SHIFTS)
         assert {plan.steps * (2 if plan.solver == "heun" else 1) for plan in plans} == {evaluations}
-        assert {plan.solver for plan in plans} == {"euler", "heun"}
-        assert len(plans) == len(set(plans)) >= 4
+        euler, heun = ([plan for plan in plans if plan.solver == solver] for solver in ("euler", "heun"))
+        assert euler == arms.plans("imm", evaluations, SHIFTS) and len(euler) == len(SHIFTS)
+        assert len(heun) == (1 if evaluations == 2 else len(SHIFTS))
+        assert len(plans) == len(set(plans))
+
+
+def test_intervals_know_seeds_and_what_all_seeds_share():
+    draw = np.random.default_rng(0)
+    shared = np.concatenate([np.zeros((1, 1)), 0.1 * draw.standard_normal((4000, 1))])
+    seeds = np.array([[1.0, 1.3, 1.6]])
+    sure, unsure = np.ones((4001, 3)), seeds + shared
+    assert arms.difference(sure, sure) == Estimate(0.0, 0.0, 0.0, 3)
+    # Student's t with two degrees of freedom: 4.303 * 0.3 / sqrt(3), and 1.96 * 0.1 of what all share
+    half = np.hypot(4.3027 * 0.3 / 3**0.5, 1.96 * 0.1)
+    found = arms.difference(unsure, sure)
+    assert found.value == pytest.approx(0.3) and found.num == 3
+    assert found.high - 0.3 == pytest.approx(half, rel=0.01) == 0.3 - found.low
+    twice = arms.ratio(2 * unsure, sure)
+    assert twice.value == pytest.approx(2.6) and twice.high - 2.6 == pytest.approx(2 * half, rel=0.01)
+    assert arms.ratio(unsure, 2 * unsure) == Estimate(0.5, 0.5, 0.5, 3), "what both have cancels"
+    alone = arms.difference(unsure[:, :1], sure[:, :1])
+    assert alone.num == 1 and alone.high == pytest.approx(1.96 * 0.1, rel=0.1)
 
 
 def test_ratios_and_step_ratios_of_known_distances(tmp_path):
