@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks import harness
 from data_pipelines import digits, fashion_mnist
-from mmgen.config import load_yaml, parse_overrides, save_yaml
+from mmgen.config import load_yaml, parse_overrides, save_yaml, to_mapping
 from mmgen.data.loader import Loader
 from mmgen.evaluation.distances import frechet_statistic, kid_statistic
 from mmgen.evaluation.features import Lite0Features, picture_features
@@ -134,7 +134,10 @@ def _tokens(config: RunConfig) -> tuple[float, float, Image]:
 
 
 def train(runs: Sequence[Run], workers: int) -> None:
-    """Trains what is not finished, `workers` at a time with a thread each. Raises ValueError where one fails."""
+    """Trains what is not finished, `workers` at a time with a thread each. Raises ValueError where one fails, or is
+    there with another configuration."""
+    for run in runs:
+        check(run)
 
     def one(run: Run) -> None:
         last = latest_checkpoint(run.folder / CHECKPOINTS)
@@ -167,6 +170,20 @@ def plans(objective: Objective, evaluations: int, shifts: Sequence[float]) -> li
     if objective == "flow_matching" and evaluations % 2 == 0:
         found += grids(evaluations // 2, "heun")
     return found
+
+
+def check(run: Run) -> None:
+    """Raises ValueError where what is there of a run was made with another configuration."""
+    path = run.folder.with_suffix(".yaml")
+    if not path.is_file():
+        return
+    there, asked = (to_mapping(each) for each in (load_yaml(path, RunConfig), run.config()))
+    other = [name for name in asked if there.get(name) != asked[name]]
+    if other:
+        raise ValueError(
+            f"{path} has another {', '.join(other)} than is asked for: remove {path.with_suffix('.*')} and the run, or "
+            "name another folder with --runs"
+        )
 
 
 class Extract(Protocol):

@@ -8,7 +8,7 @@ is, and the cosine between the float32 gradients of two different batches, which
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from itertools import islice, pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,8 @@ class Arguments(harness.Arguments):
     """A run of IMM, or one of its checkpoints."""
     k: tuple[float, ...] = (6, 8, 10, 12, 14)
     """The target pass starts (eta_max - eta_min) / 2^k nearer to the data."""
+    least: tuple[float, ...] = (0.0, 0.003)
+    """And at least this much nearer in time (the objective's `gap`)."""
 
 
 class Bucket(IMM):
@@ -73,10 +75,18 @@ def measure(arguments: Arguments) -> list[harness.Row]:
     ).backend
     batches = 2 if arguments.quick else arguments.seeds
     rows: list[harness.Row] = []
-    for k in arguments.k:
+    for least, k in product(arguments.least, arguments.k):
         for low, high in pairwise(EDGES):
-            # times in the bucket alone, and no least gap: what a gap of each k leaves is what is asked
-            asked = replace(config.objective, k=k, k_final=None, gap=0.0, anchors=0.0, from_noise=0.0)
+            # times in the bucket alone, and jumps alone
+            asked = replace(
+                config.objective,
+                k=k,
+                k_final=None,
+                gap=least,
+                anchors=0.0,
+                anchors_final=None,
+                from_noise=0.0,
+            )
             objective = Bucket(asked, low, high)
             here = replace(parts, objective=objective)
             loader = Loader(config.data, parts.modalities, config.seed, objective.grouping)
@@ -89,6 +99,7 @@ def measure(arguments: Arguments) -> list[harness.Row]:
             rows.append(
                 {
                     "k": k,
+                    "least": least,
                     "t_low": low,
                     "t_high": high,
                     "gap": float(_gap(objective, (low + high) / 2)),

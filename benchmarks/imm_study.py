@@ -130,6 +130,8 @@ def measure(arguments: Arguments) -> list[harness.Row]:
 def _scored(arguments: Arguments, runs: Sequence[arms.Run]) -> list[dict[str, Any]]:
     """Figures of the last of `runs` by number of evaluations; kept beside it, so that machines can share a study."""
     run = runs[-1]
+    for each in runs:
+        arms.check(each)
     path = run.folder.with_suffix(".scores.json")
     kept = json.loads(path.read_text()) if path.is_file() else {}
     key = f"{arguments.copies} copies"

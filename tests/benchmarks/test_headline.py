@@ -1,6 +1,7 @@
 """The headline benchmark: what its ratios say of known distances, and one small run of all of it."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from benchmarks import arms, imm_precision, imm_study
 from benchmarks.headline import SHIFTS, Arguments, Score, _ratios, measure
-from mmgen.config import load_yaml, to_mapping
+from mmgen.config import load_yaml, save_yaml, to_mapping
 from mmgen.evaluation.intervals import Estimate
 from mmgen.objectives import FlowMatchingConfig, IMMConfig
 from mmgen.training.run import RunConfig, build
@@ -128,14 +129,25 @@ def test_a_run_that_begins_from_flow_matching_has_what_is_left_of_the_compute(tm
 
 @pytest.mark.slow
 def test_precision_is_measured_by_time_and_gap(tmp_path):
-    run = arms.Run(tmp_path / "run", "digits", "imm", 0, 2)
+    run = arms.Run(tmp_path / "run", "digits", "imm", 0, 40, {"optim.warmup_steps": 0})
     arms.prepare("digits")
     arms.train([run], 1)
     rows = imm_precision.measure(imm_precision.Arguments(run=run.folder, k=(6, 14), quick=True))
-    assert len(rows) == 2 * (len(imm_precision.EDGES) - 1)
-    assert all(0 < row["cosine"].value <= 1.0001 and row["gap"] > 0 for row in rows)
-    near, far = ([row["cosine"].value for row in rows if row["k"] == k] for k in (14, 6))
-    assert sum(near) < sum(far), "what two near passes differ by is lost first"
+    assert len(rows) == 4 * (len(imm_precision.EDGES) - 1)
+    assert all(0 < row["cosine"].value <= 1.001 and row["gap"] > 0 for row in rows)
+    near, kept, far = (
+        [row["cosine"].value for row in rows if (row["k"], row["least"]) == of]
+        for of in ((14, 0.0), (14, 0.003), (6, 0.0))
+    )
+    assert near[-1] < 0.6 < 0.9 < min(kept[-1], far[-1]), "what two near passes differ by is lost first"
+
+
+def test_a_run_of_another_configuration_is_refused(tmp_path):
+    run = arms.Run(tmp_path / "run", "digits", "imm", 0, 2)
+    save_yaml(run.config(), tmp_path / "run.yaml")
+    arms.check(run)
+    with pytest.raises(ValueError, match=r"run.yaml has another objective, train than is asked for"):
+        arms.check(replace(run, steps=3, settings={"objective.k": 4}))
 
 
 def test_an_unknown_factor_is_refused():

@@ -63,7 +63,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         size=(16, 16),
         modalities={"text": {}, "image": {"codec": "pixels", "patch": 4}},
         model=TINY,
-        objective=IMMConfig(k=3.0, particles=2),
+        objective=IMMConfig(k=3.0, k_final=5.0, gap=0.01, particles=2, anchors=0.2),
         data=DataConfig({"set": source}, tasks, PackConfig(1, 128, 128), STREAMS),
         optim=OptimConfig(lr=1e-3, warmup_steps=2),
         train=TrainConfig(steps=STEPS, precision="float64", micro_batches=2, workers=0),

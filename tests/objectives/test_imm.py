@@ -225,6 +225,12 @@ def test_float32_keeps_what_bfloat16_would_lose():
     assert torch.equal(inside, mmd2(y.float(), z.float(), bandwidth))
 
 
+def test_narrow_samples_are_compared_in_float32():
+    y, z = (particles(2, 4, 64, torch.bfloat16) for _ in range(2))
+    bandwidth = column(0.1, 0.25)
+    assert torch.equal(laplace_m1(y, z, bandwidth), laplace_m1(y.float(), z.float(), bandwidth))
+
+
 def test_near_samples_keep_their_distance_in_float32():
     """Differences, not a product of matrices: |a|^2 + |b|^2 - 2 a b loses everything below 1e-3."""
     a = particles(1, 1, 1024, torch.float32)
@@ -342,7 +348,7 @@ def gradient_ratio(total: int, count: int, blocks: int, scale_of: str = "sqrt", 
 
 
 @pytest.mark.parametrize("total", [64, 1024, 4096])
-@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
 @pytest.mark.parametrize("blocks", [1, 2, 4])
 def test_the_gradient_on_g_is_flow_matchings_whatever_the_size(total: int, count: int, blocks: int):
     """Within 10 %: a little less where D is small, since the kernel is not quite linear there."""
