@@ -1,0 +1,124 @@
+"""docs/imm.md quotes the committed results: every cell of its tables, intervals with both ends."""
+
+import json
+from typing import Any
+
+from benchmarks import harness
+from benchmarks.harness import RESULTS, ROOT
+from benchmarks.imm_study import FACTORS
+
+PAGE = (ROOT / "docs" / "imm.md").read_text(encoding="utf-8")
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    record = json.loads((RESULTS / f"{name}.json").read_text())
+    assert not record["arguments"]["quick"]
+    return record["rows"]
+
+
+def short(value: float) -> str:
+    """Two digits after the point, without a zero before it."""
+    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.2f}"
+
+
+def interval(found: dict[str, float]) -> str:
+    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+
+
+def missing(lines: list[str]) -> list[str]:
+    assert len(lines) == len(set(lines))
+    return [line for line in lines if line not in PAGE]
+
+
+def test_the_study() -> None:
+    found = {
+        (row["factor"], row["value"], row["steps"]): row["ratio"]
+        for row in rows("imm_study")
+        if "ratio" in row
+    }
+
+    def number(value: float) -> str:
+        return f"{value:.2f}" if value < 10 else f"{value:.0f}" if value < 1000 else "thousands"
+
+    lines = []
+    for factor, values in FACTORS.items():
+        for value in values:
+            each = [found[factor, value, steps] for steps in (1, 2, 8)]
+            cells = [f"{number(r['value'])} ({r['low']:.2f} to {number(r['high'])})" for r in each]
+            lines.append(f"| {value} | {' | '.join(cells)} |")
+    assert len(lines) * 3 == len(found) and missing(lines) == []
+
+
+def test_the_gradient_in_bfloat16() -> None:
+    found: dict[tuple[float, float], list[str]] = {}
+    for row in rows("imm_precision"):
+        found.setdefault((row["least"], row["k"]), []).append(short(row["cosine"]["value"]))
+    lines = [f"| {gap:g} | {k:g} | {' | '.join(cells)} |" for (gap, k), cells in found.items()]
+    assert len(lines) == 10 and missing(lines) == []
+
+
+def test_the_headline() -> None:
+    found = rows("headline")
+    means = {
+        name: [
+            harness.over_seeds(
+                [row["frechet"] for row in found if (row["objective"], row.get("steps")) == (name, steps)]
+            ).value
+            for steps in (1, 2, 4, 8, 16, 20, 32)
+        ]
+        for name in ("imm", "flow_matching")
+    }
+    lines = [
+        f"| {title} | {' | '.join(f'{mean:.3f}'[1:] for mean in means[name])} |"
+        for title, name in (("IMM", "imm"), ("flow matching", "flow_matching"))
+    ]
+    for steps, other in ((1, 2), (1, 4), (2, 8), (2, 20), (4, 20), (8, 32)):
+        (row,) = (
+            row
+            for row in found
+            if row["objective"] == "ratio" and (row["steps"], row["flow_matching_steps"]) == (steps, other)
+        )
+        shown = f"{other}, its best" if other == 32 else str(other)
+        lines.append(f"| {steps} | {shown} | {interval(row['frechet_ratio'])} |")
+    assert missing(lines) == []
+    assert min(means["flow_matching"]) == means["flow_matching"][-1], "32 is flow matching's best"
+
+
+def test_fashion() -> None:
+    found: dict[tuple[str, int], list[float]] = {}
+    for row in rows("headline_fashion"):
+        if row["objective"] in ("imm", "flow_matching"):
+            found.setdefault((row["objective"], row["steps"]), []).append(row["frechet"])
+    means = {key: sum(values) / len(values) for key, values in found.items()}
+    lines = [
+        f"| {title} | {' | '.join(f'{means[name, steps]:.1f}' for steps in (1, 2, 4, 8, 20))} |"
+        for title, name in (("IMM", "imm"), ("flow matching", "flow_matching"))
+    ]
+    for steps, other in ((1, 2), (2, 8), (2, 20), (8, 20)):
+        imm, flow = found["imm", steps], found["flow_matching", other]
+        ratio = means["imm", steps] / means["flow_matching", other]
+        adds = [(a - ratio * b) / means["flow_matching", other] for a, b in zip(imm, flow, strict=True)]
+        half = harness.over_seeds(adds).high
+        lines.append(f"| {steps} | {other} | {ratio:.2f} ({ratio - half:.2f} to {ratio + half:.2f}) |")
+    assert missing(lines) == []
+
+
+def test_the_second_pass() -> None:
+    found = rows("target_pass")
+    lines = []
+    for title, checkpointing, copies in (
+        ("a copy of each picture", "none", 1),
+        ("four particles of one context", "none", 4),
+        ("full checkpointing", "full", 1),
+    ):
+        cells = []
+        for rho in (0.2, 0.5, 0.8):
+            each = [
+                row["imm_over_fm"]["value"]
+                for row in found
+                if (row["checkpointing"], row["copies"], row["rho"]) == (checkpointing, copies, rho)
+            ]
+            assert len(each) == 3
+            cells.append(f"{sum(each) / 3:.2f} ({min(each):.2f} to {max(each):.2f})")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    assert missing(lines) == []
