@@ -25,7 +25,8 @@ Variant = tuple[str, str]
 BASE = "base"
 BEGIN = "begin from flow matching"
 
-# Factor -> value -> settings. A batch of twice as many pictures takes half as many steps.
+# Factor -> value -> settings. A batch of twice as many pictures takes half as many steps, and noise draws of one
+# picture, which read its caption once, take 7/6.
 FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     "k": {
         "6": {"objective.k_final": 6},
@@ -33,7 +34,13 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
         "8": {"objective.k": 8, "objective.k_final": 8},
         "12": {"objective.k": 12, "objective.k_final": 12},
     },
-    "gap": {"0": {"objective.gap": 0}, "0.03": {"objective.gap": 0.03}},
+    "gap": {
+        "0": {"objective.gap": 0},
+        "0.03": {"objective.gap": 0.03},
+        "0, and k 12": {"objective.gap": 0, "objective.k": 12, "objective.k_final": 12},
+    },
+    # Nearly all particles of a group read other captions, which the kernel does not compare: M is then little but how
+    # many groups share a (t, s), of which a batch has 64 / M.
     "particles": {
         "1": {"objective.particles": 1},
         "2": {"objective.particles": 2},
@@ -43,7 +50,12 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
         "of one caption": {"objective.grouping": "context"},
         "noise draws of one picture": {"objective.grouping": "within", "modalities.image.copies": 4},
     },
-    "other captions": {"1": {"objective.across_contexts": 1}},
+    "other captions": {
+        "1": {"objective.across_contexts": 1},
+        "1, and 2 particles": {"objective.across_contexts": 1, "objective.particles": 2},
+        "1, and 8 particles": {"objective.across_contexts": 1, "objective.particles": 8},
+    },
+    "floor": {"1e-3": {"objective.floor": 1e-3}, "1e-2": {"objective.floor": 1e-2}},
     "pictures a batch": {
         "32": {"data.pack.context_length": 256, "data.pack.state_length": 512},
         "128": {"data.pack.context_length": 1024, "data.pack.state_length": 2048},
@@ -58,20 +70,21 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
         "0.1": {"objective.from_noise": 0.1, "objective.to_data": 0.1},
     },
     "time scale": {"20": {"model.time_scale": 20}, "1000": {"model.time_scale": 1000}},
-    "times s": {"u^0.5": {"objective.s_power": 0.5}},
+    "times s": {"u^0.5": {"objective.s_power": 0.5}, "u^2": {"objective.s_power": 2}},
     "precision": {"bf16": {"train.precision": "bf16"}},
     "a": {"2": {"objective.a": 2}},
-    "b": {"2": {"objective.b": 2}},
-    "anchors": {"0.25": {"objective.anchors": 0.25}},
+    "b": {"2": {"objective.b": 2}, "5": {"objective.b": 5}},
+    "anchors": {"0.25": {"objective.anchors": 0.25}, "0.6": {"objective.anchors": 0.6}},
     BEGIN: {"a quarter": {}},
     "modulation": {"normalised": {"model.modulation_norm": True}},
-    "EMA": {"0.9": {"train.ema_decay": 0.9}},
+    "EMA": {"0.9": {"train.ema_decay": 0.9}, "0.998": {"train.ema_decay": 0.998}},
     "optimizer": {"AdamW": {"optim.matrices": "adamw"}},
     "learning rate": {"2e-3": {"optim.lr": 2e-3}, "8e-3": {"optim.lr": 8e-3}},
     "clipping": {"none": {"optim.grad_clip": 0}},
 }
 # Value -> length of the run, in the base's steps; what is missing of it at "begin from" went to flow matching.
 STEPS_FACTOR = {
+    "groups": {"noise draws of one picture": 7 / 6},
     "pictures a batch": {"32": 2.0, "128": 0.5},
     BEGIN: {"a quarter": 0.75},
 }
