@@ -11,6 +11,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-.venv/bin/python}
+[[ -x $(command -v "$python") ]] || python=python3
 parts="tests kernels train imm sample loader"
 part=${1:-}
 if [[ -z $part || " $parts " != *" $part "* ]]; then
@@ -26,16 +27,22 @@ out=${2:-benchmarks/results/$(tr -c 'A-Za-z0-9\n' _ <<<"$device")}
 mkdir -p "$out"
 quick=(${QUICK:+--quick})
 
-bench_train() { # NAME CONFIG [OPTION...]: one JSON file, which is there whole or not at all
+failed=()
+bench_train() { # NAME CONFIG [OPTION...]: one JSON file, which is there whole or not at all; the next one is tried anyway
   local name=$1
   shift
-  "$python" -m mmgen bench train "$@" --synthetic --json >"$out/$name.json.new" && mv "$out/$name.json.new" "$out/$name.json"
+  if "$python" -m mmgen bench train "$@" --synthetic --json >"$out/$name.json.new"; then
+    mv "$out/$name.json.new" "$out/$name.json"
+  else
+    rm -f "$out/$name.json.new"
+    failed+=("$name")
+  fi
 }
 
 case $part in
 tests) "$python" -m pytest -q tests/gpu ;;
 kernels)
-  "$python" -m benchmarks.kernels "${quick[@]}" --heads 8 --kv-heads 4 --head-dim 128 --lengths 512 2048 8192 \
+  "$python" -m benchmarks.kernels "${quick[@]}" --seeds 1 --heads 8 --kv-heads 4 --head-dim 128 --lengths 512 2048 8192 \
     --out "$out/kernels.json"
   ;;
 train)
@@ -43,8 +50,8 @@ train)
     bench_train train_smoke configs/smoke.yaml --steps 2 --warmup 1
   else
     # one packed batch a step: the optimizer's share is more than in training, where 64 of them are a step
-    for attention in flex dense; do
-      for size in 300m 1b; do
+    for size in 300m 1b; do
+      for attention in flex dense; do
         bench_train "train_${size}_$attention" "configs/t2i-$size.yaml" --train.attention "$attention" \
           --train.micro_batches 4
       done
@@ -59,4 +66,8 @@ sample)
   ;;
 loader) "$python" -m benchmarks.loader "${quick[@]}" --seeds 1 --out "$out/loader.json" ;;
 esac
+if ((${#failed[@]})); then
+  echo "benchmarks/gpu.sh: error: $device: of $part these failed: ${failed[*]}" >&2
+  exit 1
+fi
 echo "$device: $part written to $out"

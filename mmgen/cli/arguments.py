@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TypeVar
 
+import torch
 import tyro
 
 from mmgen.config import load_yaml, parse_overrides
@@ -28,6 +29,12 @@ def parse(cls: type[T], argv: Sequence[str], prog: str) -> T:
         if not stop.code:
             raise
     raise ValueError(_one_line(box.getvalue(), prog))
+
+
+def check_graphs(asked: bool) -> None:
+    """Raises ValueError where CUDA graphs are asked for on a machine without CUDA."""
+    if asked and not torch.cuda.is_available():
+        raise ValueError("--graphs needs a CUDA device, and there is none here: leave it out")
 
 
 def split(cls: type, argv: Sequence[str]) -> tuple[list[str], list[str]]:

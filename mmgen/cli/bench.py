@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from mmgen.cli.arguments import parse, parse_with_config
+from mmgen.cli.arguments import check_graphs, parse, parse_with_config
 from mmgen.cli.tables import amount, print_line, print_table, si
 from mmgen.evaluation.tradeoff import TradeoffConfig
 from mmgen.modalities import bands
 from mmgen.sampling.calibration import Machine
+from mmgen.sampling.graphs import EAGER
 from mmgen.sampling.sampler import SamplingPrecision
 from mmgen.sampling.speed import SamplingSpeed, measure_sampling, picture_probes, text_probes
 from mmgen.training.run import RunConfig, load
@@ -64,6 +65,8 @@ class Sample:
     """of each text, which may end before"""
     precision: SamplingPrecision = "float32"
     """of matrix products and the cache: float32 or bf16"""
+    graphs: bool = False
+    """on a GPU: record what is called again and again as CUDA graphs, and replay it"""
     repeats: int = 5
     """how often each call is timed"""
     json: bool = False
@@ -143,7 +146,8 @@ def _show_training(found: TrainingSpeed, args: Train, path: str) -> None:
 
 def _sample(argv: Sequence[str]) -> int:
     args = parse(Sample, argv, f"{PROG} sample")
-    sampler = load(args.run, precision=args.precision)
+    check_graphs(args.graphs)
+    sampler = load(args.run, precision=args.precision, graphs=args.graphs)
     probes = text_probes(sampler, args.batch_sizes, args.prompt_tokens, args.max_tokens)
     if "image" in sampler.modalities:
         axes = {"blocks": args.blocks, "steps": args.steps, "guidance": args.guidance}
@@ -152,9 +156,15 @@ def _sample(argv: Sequence[str]) -> int:
             bands(*sampler.image.token_grid(*sampler.size), blocks)
         probes = picture_probes(sampler, plans, args.batch_sizes, args.prompt_tokens) + probes
     machine = Machine.here(sampler.model.text_embedding.weight.device)
-    found = measure_sampling(probes, args.repeats)
+    # recorded in the round after EAGER ones, and replayed from then on
+    found = measure_sampling(probes, args.repeats, EAGER + 1 if args.graphs else 1)
     if args.json:
-        record = {"run": args.run, "precision": args.precision, "machine": dataclasses.asdict(machine)}
+        record = {
+            "run": args.run,
+            "precision": args.precision,
+            "graphs": args.graphs,
+            "machine": dataclasses.asdict(machine),
+        }
         print(json.dumps({**record, "calls": [_sampling_record(each) for each in found]}, indent=1))
     else:
         _show_sampling(found, args, machine)

@@ -6,11 +6,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from PIL import Image, UnidentifiedImageError
 
-from mmgen.cli.arguments import parse
+from mmgen.cli.arguments import check_graphs, parse
 from mmgen.evaluation.grid import picture_grid
 from mmgen.sampling.adaptive import Policy, answer_adaptively
 from mmgen.sampling.plan import Plan
@@ -112,8 +111,7 @@ def main(argv: Sequence[str]) -> int:
     out = args.out or Path("sample.png")
     if out.suffix and out.suffix != ".png":
         raise ValueError(f"--out {out}: a name that ends in .png, or a folder")
-    if args.graphs and not torch.cuda.is_available():
-        raise ValueError("--graphs needs a CUDA device, and there is none here: leave it out")
+    check_graphs(args.graphs)
     sampler = load(args.run, args.weights, args.precision, args.graphs)
     asked_plan = {f.name: value for f in fields(Plan) if (value := getattr(args, f.name)) is not None}
     if args.steps is not None and len(args.steps) == 1:

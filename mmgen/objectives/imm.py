@@ -23,6 +23,10 @@ from mmgen.sequence import Grouping
 # |c_out| multiplies again, is only made smaller.
 SMALLEST_BANDWIDTH = 1e-6
 
+# With t - r below this the gradient in bfloat16 has a cosine of .85 down to 0 with float32's, and above .9 from it on
+# (benchmarks/results/imm_precision.json).
+LEAST_GAP_BF16 = 0.003
+
 
 @dataclass(frozen=True)
 class IMMConfig:

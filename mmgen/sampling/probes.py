@@ -119,12 +119,12 @@ def default_probes(sampler: Sampler, batch_sizes: Sequence[int] = (1, 8, 64)) ->
     return probes
 
 
-def timed(calls: Sequence[Callable[[], Result]], repeats: int) -> Float[np.ndarray, "R C"]:
-    """The seconds of each call in each of `repeats` rounds, after one that is not timed.
+def timed(calls: Sequence[Callable[[], Result]], repeats: int, warmup: int = 1) -> Float[np.ndarray, "R C"]:
+    """The seconds of each call in each of `repeats` rounds, after `warmup` that are not timed.
 
     Rounds are of all calls, so that a machine that is slow for a while is so to one round of each.
     """
-    return np.array([[call().cost.seconds for call in calls] for _ in range(repeats + 1)])[1:]
+    return np.array([[call().cost.seconds for call in calls] for _ in range(repeats + warmup)])[warmup:]
 
 
 def fastest(calls: Sequence[Callable[[], Result]], repeats: int) -> list[float]:

@@ -62,8 +62,8 @@ def text_probes(
     return [Probe(sampler, "complete", plan, num, prompt_tokens) for num in batch_sizes for plan in plans]
 
 
-def measure_sampling(probes: Sequence[Probe], repeats: int) -> list[SamplingSpeed]:
-    """Times the calls in `repeats` rounds of all of them, after one that is not timed.
+def measure_sampling(probes: Sequence[Probe], repeats: int, warmup: int = 1) -> list[SamplingSpeed]:
+    """Times the calls in `repeats` rounds of all of them, after `warmup` that are not timed.
 
     Raises ValueError where the model cannot do what a plan asks.
     """
@@ -76,7 +76,7 @@ def measure_sampling(probes: Sequence[Probe], repeats: int) -> list[SamplingSpee
         costs[probe] = result.cost
         return result
 
-    seconds = timed([partial(call, probe) for probe in probes], repeats)
+    seconds = timed([partial(call, probe) for probe in probes], repeats, warmup)
     return [
         SamplingSpeed(probe, tuple(own), costs[probe])
         for probe, own in zip(probes, seconds.T.tolist(), strict=True)

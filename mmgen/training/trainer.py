@@ -11,6 +11,8 @@ import torch
 
 from mmgen.config import save_yaml, to_mapping
 from mmgen.data.loader import Counts, build_loaders, describe_counts, row_of_counts
+from mmgen.objectives import IMMConfig
+from mmgen.objectives.imm import LEAST_GAP_BF16
 from mmgen.training.begin import begin_from
 from mmgen.training.checkpoint import latest_checkpoint, load_checkpoint
 from mmgen.training.faults import save_batches
@@ -122,6 +124,8 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
     watched = profiled(config.log, run, step, ranks.rank)
     with worker_deaths(), Interrupt() as interrupt, report, closing(saver), watched as step_done:
         report.say(_describe(config, stepper, latest))
+        if warning := near_passes(config):
+            report.say(warning)
         if begun is not None:
             report.say(begun)
         while step < num_steps and not interrupt.requested():
@@ -247,6 +251,19 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
             for path in _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
         ]
     return [] if old == new else [where]
+
+
+def near_passes(config: RunConfig) -> str | None:
+    """What to say where bfloat16 cannot tell IMM's two passes apart (`benchmarks.imm_precision`)."""
+    objective = config.objective
+    if not isinstance(objective, IMMConfig) or config.train.precision != "bf16":
+        return None
+    if objective.gap >= LEAST_GAP_BF16:
+        return None
+    return (
+        f"warning: objective.gap {objective.gap:g} in bf16: what the two passes differ by is lost near the noise's end; "
+        f"a gap of {LEAST_GAP_BF16:g} keeps it, or train.precision float32 (docs/imm.md, Precision)"
+    )
 
 
 def _describe(config: RunConfig, stepper: Stepper, latest: Path | None) -> str:

@@ -22,6 +22,7 @@ from mmgen.data.pack import PackConfig
 from mmgen.data.shards import write_shards
 from mmgen.data.source import SourceConfig
 from mmgen.model.joint import JointConfig
+from mmgen.objectives import FlowMatchingConfig, IMMConfig, ObjectiveConfig
 from mmgen.sampling.plan import Plan
 from mmgen.sequence import NO_LABEL
 from mmgen.tokenization.text import train_text
@@ -38,7 +39,7 @@ from mmgen.training.run import (
     build,
     load,
 )
-from mmgen.training.trainer import train
+from mmgen.training.trainer import near_passes, train
 from tests.parts import TINY, WORDS, rows, sample, weights
 
 
@@ -184,6 +185,23 @@ def test_the_first_words_say_what_computes_attention_and_why(
         assert said in " ".join(capsys.readouterr().out.split())
     with pytest.raises(ValueError, match="train.attention flex needs a CUDA device to train on, not cpu"):
         train(replace(config, run=str(tmp_path / "flex"), train=replace(config.train, attention="flex")))
+
+
+@pytest.mark.parametrize(
+    ("objective", "precision", "warned"),
+    [
+        (IMMConfig(), "bf16", True),
+        (IMMConfig(gap=0.003), "bf16", False),
+        (IMMConfig(), "float32", False),
+        (FlowMatchingConfig(), "bf16", False),
+    ],
+)
+def test_passes_that_bfloat16_cannot_tell_apart_are_warned_of(
+    config: RunConfig, objective: ObjectiveConfig, precision: Literal["bf16", "float32"], warned: bool
+):
+    train = replace(config.train, precision=precision)
+    said = near_passes(replace(config, objective=objective, train=train))
+    assert (said is not None and "objective.gap 0 in bf16" in said) == warned
 
 
 def test_windows_are_drawn_by_seed_and_step_among_the_tokens_with_a_label(config: RunConfig):

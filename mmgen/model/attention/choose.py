@@ -26,7 +26,7 @@ class Choice(NamedTuple):
 def preferred(device: str, head_dim: int, precision: str) -> Choice:
     """What `auto` means for heads of `head_dim` on a kind of device ("cpu", "cuda") that has all packages."""
     if device == "cpu":
-        return Choice("runs", "auto: a CPU computes many short products sooner than masked rows")
+        return Choice("runs", "auto: a CPU computes what is read and no more, document by document")
     wanting = _shape_wanting("flex", head_dim, precision) if device == "cuda" else f"needs CUDA, not {device}"
     if wanting is None:
         return Choice("flex", "auto: skips what nobody reads")

@@ -18,6 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from mmgen.model.attention.rule import reads
 from mmgen.sequence import Layout
 
+MOST_KERNELS = 128
 TILE = 128  # tokens of a tile's side: what a stream's length is a multiple of
 
 
@@ -98,9 +99,12 @@ def _attend(plan: FlexAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _compiled() -> Callable[[FlexAttention, Tensor, Tensor, Tensor], Tensor]:
     """For blocks that are not compiled, since torch's function then computes whole rectangles.
 
-    Not at the top: the compiler takes seconds to import.
+    Not at the top: the compiler takes seconds to import. Every length, dtype and need of gradients has a kernel of its
+    own, more than torch allows one function by itself. Past its limit it raises, and computes no rectangles instead.
     """
-    return torch.compile(_attend, dynamic=False)
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, MOST_KERNELS)
+    return torch.compile(_attend, dynamic=False, fullgraph=True)
 
 
 @dataclass(frozen=True)
