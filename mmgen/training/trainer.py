@@ -261,7 +261,7 @@ def near_passes(config: RunConfig) -> str | None:
     if objective.gap >= LEAST_GAP_BF16:
         return None
     return (
-        f"warning: objective.gap {objective.gap:g} in bf16: what the two passes differ by is lost near the noise's end; "
+        f"warning: objective.gap {objective.gap:g} in bf16: what its two passes differ by is lost near the noise; "
         f"a gap of {LEAST_GAP_BF16:g} keeps it, or train.precision float32 (docs/imm.md, Precision)"
     )
 
