@@ -1,7 +1,7 @@
 """Runs of one data set's configuration with settings apart, trained side by side and compared with held-out pictures.
 
-What `headline` and `imm_study` share. A run is its configuration file, its folder and its log beside each other; one
-that is there is continued, or taken as it is.
+What `headline`, `imm_study`, `emoji` and `surface` share. A run is its configuration file, its folder and its log
+beside each other; one that is there is continued, or taken as it is, and refused where its configuration is another.
 """
 
 import math
@@ -343,9 +343,9 @@ def ratio(one: np.ndarray, other: np.ndarray) -> Estimate:
 def _estimate(values: np.ndarray, by_seed: np.ndarray) -> Estimate:
     """The first value with a 95 % interval: Student's over few seeds, and the bootstrap's over prompts and real
     pictures, which all seeds share. They are added as independent errors, though each has a part of the other."""
-    value, seeds = float(values[0]), harness.over_seeds(by_seed.tolist())
-    low, high = (value - np.quantile(values[1:], [0.025, 0.975])).tolist()
-    if len(by_seed) > 1:
-        low, high = (math.hypot(error, value - seeds.low) for error in (low, high))
-        return Estimate(value, value - low, value + high, len(by_seed))
-    return Estimate(value, value - low, value - high, 1)
+    value, num = float(values[0]), len(by_seed)
+    of_seeds = value - harness.over_seeds(by_seed.tolist()).low if num > 1 else 0.0
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    return Estimate(
+        value, value - math.hypot(value - low, of_seeds), value + math.hypot(high - value, of_seeds), num
+    )

@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks import harness
 from mmgen.config import load_yaml
 from mmgen.evaluation.alignment import retrieves_own
-from mmgen.evaluation.evaluate import SEED_STRIDE, encode
+from mmgen.evaluation.evaluate import SEED_STRIDE, decode, encode
 from mmgen.evaluation.features import Lite0Features, picture_features
 from mmgen.evaluation.grid import picture_grid
 from mmgen.evaluation.intervals import proportion
@@ -24,7 +24,6 @@ from mmgen.evaluation.real import SEEN, RealPicture, read_split, real_pictures
 from mmgen.files import write_text
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
-from mmgen.tokenization.latents import tensor_to_picture
 from mmgen.training.checkpoint import latest_checkpoint
 from mmgen.training.run import CHECKPOINTS, RunConfig, load, load_run_config
 from mmgen.training.trainer import train
@@ -108,7 +107,7 @@ def _retrieval(
     lite0 = Lite0Features()
     latents = encode([picture.picture for picture in pictures], sampler)
     features = picture_features([picture.picture for picture in pictures], lite0)
-    decoded = [tensor_to_picture(x) for part in latents.split(64) for x in sampler.codec.decode(part)]
+    decoded = decode(latents, sampler)
     ceiling = proportion(retrieves_own(picture_features(decoded, lite0), features, cosine=True))
     rows: list[harness.Row] = []
     for steps in arguments.steps:

@@ -28,14 +28,13 @@ from benchmarks import arms, harness
 from mmgen.config import load_yaml
 from mmgen.evaluation.alignment import nearest
 from mmgen.evaluation.distances import kid, kid_statistic
-from mmgen.evaluation.evaluate import SEED_STRIDE, encode
+from mmgen.evaluation.evaluate import SEED_STRIDE, decode, encode
 from mmgen.evaluation.features import Lite0Features, picture_features
 from mmgen.evaluation.intervals import proportion
 from mmgen.evaluation.real import SEEN, read_split, real_pictures
 from mmgen.rng import keyed_numpy
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.sampler import Sampler
-from mmgen.tokenization.latents import tensor_to_picture
 from mmgen.training.run import RunConfig, default_device, load
 
 CONFIG = "demo"
@@ -212,8 +211,8 @@ def _floor(sampler: Sampler, real: Real, level: str, lite0: Lite0Features) -> ha
     captions, rng = np.array(real.captions[level]), keyed_numpy("emoji", "floor", level)
     chosen = [int(rng.choice(np.flatnonzero(captions == prompt))) for prompt in real.prompts(level)]
     latents = real.latents[chosen]
-    images = [tensor_to_picture(x) for part in latents.split(64) for x in sampler.codec.decode(part)]
-    return {"objective": "floor", "level": level, **_judged(latents, images, real, level, lite0)[1]}
+    figures = _judged(latents, decode(latents, sampler), real, level, lite0)[1]
+    return {"objective": "floor", "level": level, **figures}
 
 
 def _variety(prompts: Sequence[str], own: Sequence[int], captions: Sequence[str]) -> float | None:

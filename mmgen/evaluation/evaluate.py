@@ -177,7 +177,7 @@ class Judge:
         }
         rows = [Row(split, "real", len(chosen), floors)]
         latents = encode([picture.picture for picture in chosen], sampler)
-        decoded = [tensor_to_picture(x) for part in latents.split(BATCH) for x in sampler.codec.decode(part)]
+        decoded = decode(latents, sampler)
         rows.append(
             Row(
                 split,
@@ -304,6 +304,11 @@ def encode(pictures: Sequence[Image.Image], sampler: Sampler) -> Float[Tensor, "
             for i in range(0, len(pictures), BATCH)
         ]
     return torch.cat(parts)
+
+
+def decode(latents: Float[Tensor, "N C h w"], sampler: Sampler) -> list[Image.Image]:
+    """Pictures of normalised latents."""
+    return [tensor_to_picture(x) for part in latents.split(BATCH) for x in sampler.codec.decode(part)]
 
 
 def small_pixels(pictures: Sequence[Image.Image]) -> Float[Tensor, "N F"]:
