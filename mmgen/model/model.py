@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmgen.modalities import Modality
 from mmgen.model.attention import Attend, AttentionBackend, plan_attention
 from mmgen.model.joint import JointConfig, build_joint_head
+from mmgen.model.precision import exact_products
 from mmgen.model.time import Modulation, TimeEmbedding, modulate
 from mmgen.model.trunk import KeyValue, Past, Trunk, TrunkConfig
 from mmgen.model.vocabulary import Vocabulary
@@ -183,7 +184,7 @@ class Model(nn.Module):
         return embedded, self.trunk.inputs(stream.positions, attend, modulation, stream.instance), head
 
     def _heads(self, hidden: Tensor, stream: Stream, shift_scale: Tensor | None) -> dict[str, Tensor]:
-        with torch.autocast(hidden.device.type, enabled=False):
+        with exact_products(hidden.device):
             hidden = self.state_norm(hidden.to(self.state_norm.weight.dtype))
             if shift_scale is not None:
                 assert stream.instance is not None, "state tokens belong to instances"

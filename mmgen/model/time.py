@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmgen.model.precision import exact_products
+
 TimeConditioning = Literal["add", "adaln_single"]
 
 NUM_FREQUENCIES = 128
@@ -33,7 +35,7 @@ class TimeEmbedding(nn.Module):
         return nn.Sequential(nn.Linear(2 * NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Float[Tensor, "I"], s: Float[Tensor, "I"]) -> Float[Tensor, "I W"]:
-        with torch.autocast(t.device.type, enabled=False):
+        with exact_products(t.device):
             dtype = next(self.parameters()).dtype
             strides = sinusoid(t.double() - s.double(), self.scale)
             return self.time(sinusoid(t, self.scale).to(dtype)) + self.stride(strides.to(dtype))
@@ -61,7 +63,7 @@ class Modulation(nn.Module):
         self, embedding: Float[Tensor, "I W"]
     ) -> tuple[Float[Tensor, "N I 6 W"], Float[Tensor, "I 2 W"]]:
         """Shift, scale, gate of attention, then of the feed-forward, for every block; shift, scale of the head."""
-        with torch.autocast(embedding.device.type, enabled=False):
+        with exact_products(embedding.device):
             active = nn.functional.silu(embedding)
             shared = self.project(active).unflatten(-1, (6, -1))
             blocks = self.norm(shared + self.tables[:, None])

@@ -1,5 +1,7 @@
 """A session that writes text, as speculative sampling sees it."""
 
+from collections.abc import Sequence
+
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -38,6 +40,6 @@ class TextDecoder:
         self.cost.decode_flops += head_flops(model.config, num, logits.shape[-1])
         return logits, hidden
 
-    def truncate(self, num_tokens: Int[Tensor, "N"]) -> None:
+    def truncate(self, num_tokens: Sequence[int]) -> None:
         """Forgets what the last `advance` read but for the first `num_tokens` of each row."""
-        self.session.forget([self._num_read - num for num in num_tokens.tolist()])
+        self.session.forget([self._num_read - num for num in num_tokens])

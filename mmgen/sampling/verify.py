@@ -10,7 +10,7 @@ The laws of trunk and head may have a temperature and a nucleus; what is kept fo
 Shape letters: N rows, D drafted tokens (k - 1), k tokens of a pass, W width, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from mmgen.model.joint import Drawn, JointHead, Law, invert
 from mmgen.model.vocabulary import Vocabulary
+
+AHEAD = 64  # passes whose random numbers are moved to the device at once
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Decoder(Protocol):
         """Reads k tokens a row. Returns, after each, the logits of the next token and the hidden state."""
         ...
 
-    def truncate(self, num_tokens: Int[Tensor, "N"], /) -> None:
+    def truncate(self, num_tokens: Sequence[int], /) -> None:
         """Forgets what the last `advance` read but for the first `num_tokens` of each row."""
         ...
 
@@ -126,13 +128,15 @@ def speculate(
             told(row, rows[row])
 
     token = invert(law(logits.double()).exp(), _uniform(draws, 1, logits.device)[:, 0])
+    first = token.tolist()
+    numbers = _numbers(draws, 2 * num_drafted + 1, logits.device)
     nothing = Drawn(token[:, None][:, :0], logits.double()[:, None][:, :0])
     while True:
-        for row, first in enumerate(token.tolist()):
-            commit(row, [first])
+        for row, own in enumerate(first):
+            commit(row, [own])
         if not running:
             return Speculated(rows, passes)
-        uniform = _uniform(draws, 2 * num_drafted + 1, logits.device)
+        uniform = next(numbers)
         drawn = nothing
         if num_drafted:
             assert head is not None, "a draft needs a head"
@@ -143,14 +147,25 @@ def speculate(
             verdict = verify(drawn, p, uniform[:, num_drafted:])
         else:
             verdict = Verdict(torch.full_like(token, num_drafted), invert(p[:, -1], uniform[:, -1]))
-        before = torch.tensor([row in running for row in range(len(rows))], device=token.device)
-        decoder.truncate((1 + verdict.kept).where(before, 0))
+        token = verdict.token
+        # one wait for the device in a pass: all that the host has to know of it
+        found = torch.cat([torch.stack([token, verdict.kept], 1), drawn.tokens], 1).tolist()
+        first, kept, drafted = zip(*((own[0], own[1], own[2:]) for own in found), strict=True)
+        decoder.truncate([1 + num if row in running else 0 for row, num in enumerate(kept)])
         for row in running:
             passes[row] += 1
-        for row, (drafted, kept) in enumerate(zip(drawn.tokens.tolist(), verdict.kept.tolist(), strict=True)):
-            commit(row, drafted[:kept])
-        hidden = states[torch.arange(len(states), device=states.device), verdict.kept]
-        token = verdict.token
+        for row, (own, num) in enumerate(zip(drafted, kept, strict=True)):
+            commit(row, own[:num])
+        if num_drafted:
+            hidden = states[torch.arange(len(states), device=states.device), verdict.kept]
+
+
+def _numbers(
+    draws: Sequence[np.random.Generator], num: int, device: torch.device
+) -> Iterator[Float[Tensor, "N {num}"]]:
+    """What `_uniform` gives, call by call."""
+    while True:
+        yield from _uniform(draws, AHEAD * num, device).unflatten(1, (AHEAD, num)).unbind(1)
 
 
 def _uniform(

@@ -5,8 +5,9 @@ Training takes its steps here, and `mmgen bench train` times the same ones.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.profiler import record_function
 
 from mmgen.model.attention import AttentionBackend, choose_backend
 from mmgen.model.model import Model
+from mmgen.model.precision import float32_products
 from mmgen.sampling.predict import ModelFacts
 from mmgen.training.checkpoint import optimizer_state
 from mmgen.training.ema import Ema
@@ -103,16 +105,19 @@ class Stepper:
         """
         config, parts, ranks = self.config, self.parts, self.ranks
         of_step, seen = self._counts(feeds)
+        # of float32 the trunk leaves times' products and the heads', which are exact anyway, and the vocabulary's
+        tensor_cores = config.train.precision == "bf16" and ranks.device.type == "cuda"
+        products = partial(float32_products, "high") if tensor_cores else nullcontext
         set_learning_rate(self.optimizer, lr := learning_rate(config.optim, step, config.train.steps))
         self.model.train()
         loss, found = torch.zeros((), device=ranks.device), []
         for number, feed in enumerate(feeds, 1):
             if isinstance(self.model, FSDPModule):  # copies exchange what a rank's batches add up to
                 self.model.set_requires_all_reduce(number == len(feeds))
-            with part("forward"):
+            with part("forward"), products():
                 losses = compute_losses(parts, feed, config.train.precision, ranks.device)
                 share = weighted(parts, losses, of_step)
-            with part("backward"):
+            with part("backward"), products():
                 (share * ranks.num_ranks).backward()  # since gradients are averaged over ranks
             loss = loss + share.detach()
             found.append({name: replace(each, total=each.total.detach()) for name, each in losses.items()})

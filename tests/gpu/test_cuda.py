@@ -9,6 +9,8 @@ import torch
 from mmgen.data.pack import PackConfig, Packer
 from mmgen.model.attention import AttentionBackend
 from mmgen.model.model import plan_batch
+from mmgen.model.precision import float32_products
+from mmgen.model.vocabulary import Vocabulary
 from mmgen.objectives import IMM, FlowMatching, FlowMatchingConfig, IMMConfig, Objective
 from mmgen.objectives.draw import draw_state
 from mmgen.sampling.plan import Plan
@@ -66,3 +68,14 @@ def test_pictures_and_texts_are_the_cpus(prompts: list[str]):
     torch.testing.assert_close(one, other.cpu(), rtol=1e-4, atol=1e-5)
     greedy = Plan(temperature=0.0, max_tokens=8)
     assert cpu.complete(prompts, greedy).text == gpu.complete(prompts, greedy).text
+
+
+def test_a_vocabulary_of_tf32_is_near_the_exact_one():
+    hidden, weight = torch.randn(64, 512, device="cuda"), torch.randn(4096, 512, device="cuda") / 512**0.5
+    vocabulary = Vocabulary(lambda ids: weight[ids], weight)
+    tokens = torch.arange(64, device="cuda")
+    exact = vocabulary.log_prob(hidden, tokens)
+    with float32_products("high"):
+        found = vocabulary.log_prob(hidden, tokens)
+    assert not torch.equal(found, exact), "the switch does nothing here"
+    torch.testing.assert_close(found, exact, rtol=1e-3, atol=5e-3)

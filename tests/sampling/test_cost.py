@@ -76,7 +76,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
         if self not in rows:
             rows[self] = [[] for _ in num_tokens]
             kept.rows.extend(rows[self])
-        for row, num in zip(rows[self], num_tokens.tolist(), strict=True):
+        for row, num in zip(rows[self], num_tokens, strict=True):
             if num:
                 row.append(float(num))
         truncate(self, num_tokens)

@@ -1,6 +1,7 @@
 """Verification by enumeration: whatever was drafted, what is committed has the trunk's law, not nearly but exactly."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -199,10 +200,10 @@ class Toy:
         logits, hidden = zip(*found, strict=True)
         return torch.stack(logits, 1), torch.stack(hidden, 1)
 
-    def truncate(self, num_tokens: Tensor) -> None:
-        assert ((num_tokens >= 0) & (num_tokens <= self.last)).all()
+    def truncate(self, num_tokens: Sequence[int]) -> None:
+        assert all(0 <= num <= self.last for num in num_tokens)
         self.read = [
-            row[: len(row) - self.last + num] for row, num in zip(self.read, num_tokens.tolist(), strict=True)
+            row[: len(row) - self.last + num] for row, num in zip(self.read, num_tokens, strict=True)
         ]
 
 
