@@ -4,6 +4,7 @@
 #   kernels  attention backends against dense attention, at the head sizes of configs/t2i-*.yaml
 #   train    a training step of t2i-300m and t2i-1b by attention backend: seconds, MFU, memory
 #   imm      a step of Inductive Moment Matching over one of flow matching, by the share of noisy tokens
+#   latency  a token and a refinement step of t2i-1b at batch 1, with CUDA graphs and without, and how near to memory's speed
 #   sample   latency over plans at 1B, with the cache and without
 #   loader   samples a second beside WebDataset
 # Results are JSON files in FOLDER (benchmarks/results/<the device's name>). QUICK=1 tries a part at small sizes, on
@@ -12,7 +13,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-.venv/bin/python}
 [[ -x $(command -v "$python") ]] || python=python3
-parts="tests kernels train imm sample loader"
+parts="tests kernels train imm latency sample loader"
 part=${1:-}
 if [[ -z $part || " $parts " != *" $part "* ]]; then
   echo "benchmarks/gpu.sh: error: part '$part' must be one of: $parts" >&2
@@ -61,6 +62,7 @@ train)
 imm)
   "$python" -m benchmarks.target_pass "${quick[@]}" --width 1024 --num-layers 20 --documents 64 --out "$out/target_pass.json"
   ;;
+latency) "$python" -m benchmarks.latency "${quick[@]}" --out "$out/latency.json" ;;
 sample)
   "$python" -m benchmarks.sampling "${quick[@]}" --width 2048 --num-layers 20 --seeds 1 --precision bf16 --out "$out/sampling.json"
   ;;

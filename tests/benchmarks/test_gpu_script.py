@@ -20,7 +20,7 @@ def call(*arguments: str, quick: bool) -> subprocess.CompletedProcess[str]:
 def test_what_it_cannot_do_is_said():
     other = call("everything", quick=True)
     assert other.returncode == 2
-    assert "part 'everything' must be one of: tests kernels train imm sample loader" in other.stderr
+    assert "part 'everything' must be one of: tests kernels train imm latency sample loader" in other.stderr
     without = call("train", quick=False)
     assert without.returncode == 2 and "no GPU here" in without.stderr
 
