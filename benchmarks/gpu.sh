@@ -60,7 +60,8 @@ train)
   fi
   ;;
 imm)
-  "$python" -m benchmarks.target_pass "${quick[@]}" --width 1024 --num-layers 20 --documents 64 --out "$out/target_pass.json"
+  "$python" -m benchmarks.target_pass "${quick[@]}" --seeds 1 --width 1024 --num-layers 20 --documents 64 \
+    --attention dense --compile --out "$out/target_pass.json"
   ;;
 latency) "$python" -m benchmarks.latency "${quick[@]}" --out "$out/latency.json" ;;
 sample)

@@ -26,7 +26,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,11 +43,12 @@ from mmgen.evaluation.intervals import DRAWS, Estimate
 from mmgen.files import write_text
 from mmgen.rng import keyed_numpy
 from mmgen.sampling.calibration import processor
+from mmgen.versions import KERNELS, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
-    "torch",
+    *KERNELS,
     "numpy",
     "transformers",
     "diffusers",
@@ -105,7 +105,7 @@ def run(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - started, 1),
         "machine": machine(),
-        "versions": versions(),
+        "versions": versions(PACKAGES),
         "revision": revision(),
         "arguments": to_mapping(
             dataclasses.replace(arguments, out=None)
@@ -197,36 +197,35 @@ def seconds(call: Callable[[], object]) -> float:
 def machine() -> dict[str, Any]:
     """Returns what the figures depend on: processor, cores that this process may use, memory, GPUs, system."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpus else None
     return {
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "gpus": gpus,
+        **({"driver": driver.splitlines()[0]} if driver else {}),
         "system": f"{platform.system()} {platform.machine()}",
         "torch_threads": torch.get_num_threads(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that figures depend on, where installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def revision() -> dict[str, Any]:
     """Returns the git commit that was measured and whether files differed from it; None where there is no git."""
 
     def git(*words: str) -> str | None:
-        run = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
-        return run.stdout.strip() if run.returncode == 0 else None
+        return _output("git", "-C", str(ROOT), *words)
 
     changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     return {"commit": git("rev-parse", "HEAD"), "changed": None if changed is None else bool(changed)}
+
+
+def _output(*command: str) -> str | None:
+    """What a command prints; None where it is not there or fails."""
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return run.stdout.strip() if run.returncode == 0 else None
 
 
 def _wait() -> None:

@@ -19,6 +19,7 @@ import torch
 from benchmarks import harness
 from mmgen.data.pack import document_lengths
 from mmgen.modalities import build_modalities
+from mmgen.model.attention import AttentionBackend
 from mmgen.model.model import Model
 from mmgen.model.trunk import Checkpointing, TrunkConfig
 from mmgen.objectives import IMM, FlowMatching, FlowMatchingConfig, IMMConfig, Objective
@@ -63,6 +64,10 @@ class Arguments(harness.Arguments):
     """Pairs of steps timed for each share and seed."""
     precision: Literal["bf16", "float32"] = "bf16"
     """Of the matrix products."""
+    attention: AttentionBackend = "runs"
+    """What both steps attend with."""
+    compile: bool = False
+    """Compile the blocks, which needs dense attention."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,6 +75,8 @@ class Arguments(harness.Arguments):
             raise ValueError(f"documents {self.documents} must be a multiple of 4, the particles of a group")
         if self.width < 64 or self.width % 64:
             raise ValueError(f"width {self.width} must be a multiple of 64, the size of a head")
+        if self.compile and self.attention != "dense":
+            raise ValueError(f"compile needs attention dense, not {self.attention}: rows are of any length")
 
 
 def measure(arguments: Arguments) -> list[harness.Row]:
@@ -93,6 +100,9 @@ def _compare(
     imm = _parts(trunk, case, IMM(IMMConfig(grouping="within" if case.copies > 1 else "across")))
     flow = replace(imm, objective=FlowMatching(FlowMatchingConfig()))
     imm.model.trunk.checkpoint_blocks(case.checkpointing)
+    if arguments.compile:
+        torch.compiler.reset()  # other shapes than the case before
+        imm.model.trunk.compile_blocks()
     noisy = SIDE * SIDE * case.copies
     caption = round(noisy * (1 - share) / share) - AROUND
     documents = [
@@ -100,7 +110,7 @@ def _compare(
         picture_document(imm, caption, (SIDE, SIDE), keyed_numpy("target_pass", seed, i), predicted=False)
         for i in range(arguments.documents // case.copies)
     ]
-    feeds = [rows_feed(parts, documents, "runs", seed) for parts in (imm, flow)]
+    feeds = [rows_feed(parts, documents, arguments.attention, seed) for parts in (imm, flow)]
     steps = [_step(parts, feed, arguments.precision) for parts, feed in zip((imm, flow), feeds, strict=True)]
     timed = harness.compare(steps[0], steps[1], repeats=repeats, seed=seed)
     context, state = document_lengths(documents[0])

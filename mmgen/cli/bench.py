@@ -19,6 +19,7 @@ from mmgen.sampling.sampler import SamplingPrecision
 from mmgen.sampling.speed import SamplingSpeed, measure_sampling, picture_probes, text_probes
 from mmgen.training.run import RunConfig, load
 from mmgen.training.speed import TrainingSpeed, measure_training
+from mmgen.versions import versions
 
 PROG = "mmgen bench"
 USAGE = """usage: mmgen bench train CONFIG [--steps N] [--warmup N] [--synthetic] [--json] [--a.b value ...]
@@ -111,6 +112,7 @@ def _training_record(found: TrainingSpeed, args: Train, path: str) -> dict[str, 
         "config": path,
         "steps_timed": args.steps,
         "synthetic": args.synthetic,
+        "versions": versions(),
         **dataclasses.asdict(found),
         "step_seconds": found.step,
         "step_spread": found.spread,
@@ -164,6 +166,7 @@ def _sample(argv: Sequence[str]) -> int:
             "precision": args.precision,
             "graphs": args.graphs,
             "machine": dataclasses.asdict(machine),
+            "versions": versions(),
         }
         print(json.dumps({**record, "calls": [_sampling_record(each) for each in found]}, indent=1))
     else:
@@ -235,4 +238,5 @@ def _measured(found: SamplingSpeed) -> tuple[str, ...]:
 
 def _machine(machine: Machine) -> str:
     threads = f", {machine.threads} threads" if machine.device == "cpu" else ""
-    return f"{machine.processor}, {machine.device}{threads}"
+    numbers = ", ".join(f"{name} {number}" for name, number in versions().items() if name != "python")
+    return f"{machine.processor}, {machine.device}{threads}, {numbers}"

@@ -25,6 +25,7 @@ from mmgen.objectives import Objective
 from mmgen.objectives.draw import NoisyState, draw_state
 from mmgen.rng import keyed_numpy
 from mmgen.sequence import NO_LABEL, PackedBatch
+from mmgen.training.flops import Work
 
 PREFETCH = 3
 
@@ -39,6 +40,8 @@ class Feed:
     """None for dense: its masks are larger than the layouts they are made of, so they are made where the step is"""
     windows: Bool[Tensor, "B C"] | None = None
     """context tokens at which a joint head is trained; None where there is no such head"""
+    work: Work | None = None
+    """what it asks of the network, counted where it was made; None where nobody did"""
     treated: Counts = field(default_factory=Counter)
     """what the rank's loaders have met so far, in all processes that make batches for it"""
 
@@ -168,10 +171,11 @@ def make_feed(
     seed: int,
     number: int,
 ) -> Feed:
-    """Batch `number` of the training with its noisy state: the attention planned, a joint head's windows drawn."""
+    """Batch `number` of the training with its noisy state: the attention planned, a joint head's windows drawn, and
+    its work counted."""
     windows = None if joint is None else draw_windows(batch, joint.share, seed, number)
     plan = None if backend == "dense" else plan_batch(batch, backend)
-    return Feed(batch, drawn, plan, windows)
+    return Feed(batch, drawn, plan, windows, Work.attended(batch, windows))
 
 
 def _ahead(items: Iterable[Any]) -> Iterator[Any]:

@@ -88,7 +88,7 @@ class Stepper:
 
     def flops(self, feeds: Sequence[Feed]) -> float:
         """Operations of a step on these batches: real tokens and the pairs that the mask allows, none twice."""
-        works = (Work.attended(feed.batch, feed.windows) for feed in feeds)
+        works = (feed.work or Work.attended(feed.batch, feed.windows) for feed in feeds)
         target = self.parts.objective.needs_target
         return sum(step_flops(self.facts, each, target).total for each in works)
 

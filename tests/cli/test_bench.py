@@ -33,6 +33,7 @@ def test_steps_of_a_configuration_are_timed_and_nothing_is_written(
     assert found["per_second"]["tokens"] == pytest.approx(found["seen"]["tokens"] / sum(found["steps"]))
     assert found["parts"].keys() == {"data", "forward", "backward", "optimizer", "other"}
     assert min(found["parts"].values()) > 0, "parts are within the steps that they are of"
+    assert found["versions"].keys() >= {"python", "torch"}
     assert found["mfu"] is None and found["flops"] > 0 and found["memory_gb"] > 0
     assert files(run.parent) == before
     assert main(["bench", *command]) == 0

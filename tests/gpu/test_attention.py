@@ -22,16 +22,17 @@ from tests.parts import modalities, model, tokenizer
 
 pytestmark = pytest.mark.gpu
 
-HEADS, KV_HEADS, HEAD_DIM = 4, 2, 32
+HEADS, KV_HEADS = 4, 2
+HEAD_DIMS = (32, 128)  # of the demo's order, and of configs/t2i-*.yaml
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 # of the largest value: bfloat16 has 8 bits; Triton may multiply float32 in TF32, which has 11
 TOLERANCES = {"bf16": 2e-2, "float32": 5e-3}
 
 
-def need(backend: AttentionBackend, precision: str) -> None:
+def need(backend: AttentionBackend, precision: str, head_dim: int) -> None:
     """Skips with the reason why a backend cannot run here."""
     try:
-        choose_backend(backend, torch.device("cuda"), HEAD_DIM, precision)
+        choose_backend(backend, torch.device("cuda"), head_dim, precision)
     except ValueError as error:
         pytest.skip(str(error))
 
@@ -49,10 +50,11 @@ def outcome(
     return [x.double() for x in (out, *torch.autograd.grad((out * weights).sum(), (q, k, v)))]
 
 
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
 @pytest.mark.parametrize("backend", get_args(AttentionBackend))
-def test_outputs_and_gradients_are_denses(backend: AttentionBackend, precision: str):
-    need(backend, precision)
+def test_outputs_and_gradients_are_denses(backend: AttentionBackend, precision: str, head_dim: int):
+    need(backend, precision, head_dim)
     for seed in range(8):
         pack = random_pack(np.random.default_rng(seed), longest=90)
         for queries, keys in streams(*(padded(layout, 512) for layout in pack)):
@@ -61,7 +63,7 @@ def test_outputs_and_gradients_are_denses(backend: AttentionBackend, precision: 
             draw = torch.Generator("cuda").manual_seed(seed)
             # numbers that every precision holds exactly, so that only the computation differs
             given = [
-                torch.randn(*shape, HEAD_DIM, device="cuda", generator=draw).to(torch.bfloat16)
+                torch.randn(*shape, head_dim, device="cuda", generator=draw).to(torch.bfloat16)
                 for shape in ((*queries.shape, HEADS), (*keys.shape, KV_HEADS), (*keys.shape, KV_HEADS))
             ]
             dense = plan_attention(move(queries, "cuda"), move(keys, "cuda"), "dense")
@@ -73,10 +75,11 @@ def test_outputs_and_gradients_are_denses(backend: AttentionBackend, precision: 
 
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_flex_in_compiled_blocks_has_denses_gradients_and_compiles_nothing_anew(checkpointing: Checkpointing):
-    need("flex", "float32")
+    head_dim = HEAD_DIMS[0]
+    need("flex", "float32", head_dim)
     torch.compiler.reset()
     trunk = TrunkConfig(
-        width=64, num_layers=2, num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, ffn_width=96
+        width=64, num_layers=2, num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=head_dim, ffn_width=96
     )
     network = model(trunk, dtype=torch.float32).cuda()
     parts = Parts(tokenizer(), modalities(), network, IMM(IMMConfig(k=4.0)))
