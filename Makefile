@@ -13,11 +13,14 @@ SOURCES := mmgen data_pipelines benchmarks tests
 
 install: $(STAMP)
 
-# torch first and alone: other packages then take the build that is there. Bytecode comes with the first import.
+# torch first and alone: other packages then take the build that is there. Bytecode comes with the first import. xformers
+# is for the test of its masks, and apart: where diffusers finds it, every command would import it and warn without CUDA.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt torch
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt --no-deps --upgrade \
+	  --target $(VENV)/xformers xformers
 	touch $@
 
 # A run that was cut goes on; one that is finished is only asked to draw again.

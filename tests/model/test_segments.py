@@ -4,6 +4,7 @@ import inspect
 import pickle
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -159,6 +160,7 @@ def test_flash_calls_by_the_names_of_its_arguments(
 
 def test_masks_of_xformers_are_the_segments(monkeypatch: pytest.MonkeyPatch):
     """Its kernels need a GPU, its masks do not: they are written out, and dense attention does the rest."""
+    monkeypatch.syspath_prepend(Path(sys.prefix) / "xformers")  # where `make install` puts it
     ops = pytest.importorskip("xformers.ops", reason="needs the package xformers")
 
     def play(q: Tensor, k: Tensor, v: Tensor, attn_bias: Any) -> Tensor:
