@@ -266,6 +266,19 @@ def near_passes(config: RunConfig) -> str | None:
     )
 
 
+def emulated(config: RunConfig, device: torch.device) -> str | None:
+    """What to say where a processor has no instructions for bfloat16."""
+    if device.type != "cpu" or config.train.precision != "bf16":
+        return None
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
+    if able.get("architecture") != "x86_64" or able.get("avx512_bf16") or able.get("amx_bf16"):
+        return None
+    return (
+        "warning: train.precision bf16 on a processor without instructions for it (AVX512_BF16, AMX): "
+        "float32 may take less time"
+    )
+
+
 def _describe(config: RunConfig, stepper: Stepper, latest: Path | None) -> str:
     begin = f"resuming {latest}" if latest is not None else f"training {config.run}"
     return f"{begin}: {stepper.describe()}"

@@ -16,9 +16,9 @@ def rows(name: str) -> list[dict[str, Any]]:
     return record["rows"]
 
 
-def short(value: float) -> str:
-    """Two digits after the point, without a zero before it."""
-    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.2f}"
+def bare(value: float, digits: int) -> str:
+    """So many digits after the point, without a zero before it."""
+    return f"{value:.{digits}f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.{digits}f}"
 
 
 def interval(found: dict[str, float]) -> str:
@@ -52,7 +52,7 @@ def test_the_study() -> None:
 def test_the_gradient_in_bfloat16() -> None:
     found: dict[tuple[float, float], list[str]] = {}
     for row in rows("imm_precision"):
-        found.setdefault((row["least"], row["k"]), []).append(short(row["cosine"]["value"]))
+        found.setdefault((row["least"], row["k"]), []).append(bare(row["cosine"]["value"], 2))
     lines = [f"| {gap:g} | {k:g} | {' | '.join(cells)} |" for (gap, k), cells in found.items()]
     assert len(lines) == 10 and missing(lines) == []
 
@@ -100,6 +100,50 @@ def test_fashion() -> None:
         adds = [(a - ratio * b) / means["flow_matching", other] for a, b in zip(imm, flow, strict=True)]
         half = harness.over_seeds(adds).high
         lines.append(f"| {steps} | {other} | {ratio:.2f} ({ratio - half:.2f} to {ratio + half:.2f}) |")
+    assert missing(lines) == []
+
+
+def test_emoji() -> None:
+    found = rows("emoji")
+
+    def cell(objective: str, row: dict[str, Any], steps: int, shift: float, solver: str) -> str:
+        """Means over seeds of the plan that was compared: KID and hits."""
+        wanted = (objective, row["level"], row["guidance"], steps, shift, solver)
+        keys = ("objective", "level", "guidance", "steps", "shift", "solver")
+        each = [own for own in found if tuple(own.get(key) for key in keys) == wanted]
+        assert len(each) == 3, "a row for each seed"
+        kid, hit = (sum(own[name]["value"] for own in each) / 3 for name in ("kid", "hit"))
+        return f"{bare(kid, 3)}, {bare(hit, 2)}"
+
+    def difference(row: dict[str, Any]) -> str:
+        value, low, high = (bare(row["kid_difference"][name], 3) for name in ("value", "low", "high"))
+        return f"{value} ({low} to {high})"
+
+    lines = []
+    for level, title in (
+        ("name", "concept (up to six pictures)"),
+        ("group", "group (dozens)"),
+        ("name_style", "concept and style (one)"),
+        ("tags", "tags (one)"),
+    ):
+        for guidance in (1.0, 2.0):
+            two, many = (
+                next(
+                    row
+                    for row in found
+                    if row["objective"] == "less steps"
+                    and (row["level"], row["guidance"], row["flow_matching_steps"])
+                    == (level, guidance, steps)
+                )
+                for steps in (2, 16)
+            )
+            flow = [
+                cell("flow_matching", row, steps, row["flow_matching_shift"], row["flow_matching_solver"])
+                for row, steps in ((two, 2), (many, 16))
+            ]
+            cells = [cell("imm", two, 2, two["shift"], "euler"), *flow, difference(two), difference(many)]
+            lines.append(f"| {title if guidance == 1 else ''} | {guidance:g} | {' | '.join(cells)} |")
+    lines = [line.replace("|  |", "| |") for line in lines]
     assert missing(lines) == []
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ from mmgen.training.run import (
     build,
     load,
 )
-from mmgen.training.trainer import near_passes, train
+from mmgen.training.trainer import emulated, near_passes, train
 from tests.parts import TINY, WORDS, rows, sample, weights
 
 
@@ -202,6 +202,31 @@ def test_passes_that_bfloat16_cannot_tell_apart_are_warned_of(
     train = replace(config.train, precision=precision)
     said = near_passes(replace(config, objective=objective, train=train))
     assert (said is not None and "objective.gap 0 in bf16" in said) == warned
+
+
+@pytest.mark.parametrize(
+    ("able", "precision", "device", "warned"),
+    [
+        ({"architecture": "x86_64", "avx2": True}, "bf16", "cpu", True),
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, "bf16", "cpu", True),
+        ({"architecture": "x86_64", "avx512_bf16": True}, "bf16", "cpu", False),
+        ({"architecture": "x86_64", "amx_bf16": True}, "bf16", "cpu", False),
+        ({"architecture": "aarch64"}, "bf16", "cpu", False),
+        ({"architecture": "x86_64"}, "float32", "cpu", False),
+        ({"architecture": "x86_64"}, "bf16", "cuda", False),
+    ],
+)
+def test_a_processor_without_bfloat16_is_told(
+    config: RunConfig,
+    able: dict[str, Any],
+    precision: Literal["bf16", "float32"],
+    device: str,
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    said = emulated(replace(config, train=replace(config.train, precision=precision)), torch.device(device))
+    assert (said is not None and "train.precision bf16" in said) == warned
 
 
 def test_windows_are_drawn_by_seed_and_step_among_the_tokens_with_a_label(config: RunConfig):
