@@ -5,11 +5,12 @@ Everything here is a pure function of the loaders' states and the seed, so where
 
 import signal
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
+from multiprocessing import active_children
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ class _Feeds(IterableDataset):
     joint: JointConfig | None
     part: Part
 
-    def __iter__(self) -> Iterator[tuple[Feed, int, dict[str, Any], int] | ValueError]:
+    def __iter__(self) -> Generator[tuple[Feed, int, dict[str, Any], int] | ValueError, None, None]:
         """Every so many of the rank's batches as there are workers; also the stream, its state after the batch, and
         the worker."""
         worker, part = get_worker_info(), self.part
@@ -126,26 +127,26 @@ def feeds(
     workers: int = 0,
     joint: JointConfig | None = None,
     part: Part = Part(),
-) -> Iterator[tuple[Feed, list[dict[str, Any]]]]:
+) -> Generator[tuple[Feed, list[dict[str, Any]]], None, None]:
     """(batch ready for its step, the states of all loaders after it), without end; made by so many processes beside
-    this one, or in it. The batches and the streams are those of `part`; the states of others' streams stay as they are.
+    this one, or in it, until it is closed. The batches and the streams are those of `part`; the states of others'
+    streams stay as they are.
 
     The first batch is of `step` (counted from 0) of `total_steps`, on which an objective's schedule may depend.
     Raises ValueError where a loader does: no usable sample, or too many broken ones.
     """
     part.check_streams(len(loaders), workers)
     states = [loader.state() for loader in loaders]
-    items: Any = _Feeds(loaders, objective, seed, backend, step, total_steps, joint, part)
-    if workers:
-        beside = {"num_workers": workers, "prefetch_factor": PREFETCH, "worker_init_fn": _begin_worker}
-        items = _ahead(DataLoader(items, batch_size=None, **beside))  # which asks its workers in turn
+    own = _Feeds(loaders, objective, seed, backend, step, total_steps, joint, part)
+    items = _ahead(own, workers) if workers else iter(own)
     treated: dict[int, Counts] = {}
-    for item in items:
-        if isinstance(item, ValueError):
-            raise item
-        feed, stream, states[stream], worker = item
-        treated[worker] = feed.treated
-        yield replace(feed, treated=sum(treated.values(), Counter())), list(states)
+    with closing(items):
+        for item in items:
+            if isinstance(item, ValueError):
+                raise item
+            feed, stream, states[stream], worker = item
+            treated[worker] = feed.treated
+            yield replace(feed, treated=sum(treated.values(), Counter())), list(states)
 
 
 @contextmanager
@@ -178,15 +179,28 @@ def make_feed(
     return Feed(batch, drawn, plan, windows, Work.attended(batch, windows))
 
 
-def _ahead(items: Iterable[Any]) -> Iterator[Any]:
-    """The items, each received by a thread during the step before: hundreds of small tensors come with a batch."""
-    source = iter(items)
-    with ThreadPoolExecutor(1, "feed") as thread:
-        coming = thread.submit(next, source)
-        while True:
-            item = coming.result()
+def _ahead(items: _Feeds, workers: int) -> Generator[Any, None, None]:
+    """The items of so many processes in turn, which end with this generator. Each is received by a thread during the
+    step before: hundreds of small tensors come with a batch.
+    """
+    beside = {"num_workers": workers, "prefetch_factor": PREFETCH, "worker_init_fn": _begin_worker}
+    others = active_children()
+    source = iter(DataLoader(items, batch_size=None, **beside))
+    own = [child for child in active_children() if child not in others]
+    try:
+        with ThreadPoolExecutor(1, "feed") as thread:
             coming = thread.submit(next, source)
-            yield item
+            while True:
+                item = coming.result()
+                coming = thread.submit(next, source)
+                yield item
+    finally:
+        # Torch asks them to end, waits, and at last sends SIGTERM, which they do not hear: one that is long at a batch
+        # would be waited for without end when this process exits. It is called by name, since whoever holds the
+        # traceback of an error holds `source` too.
+        getattr(source, "_shutdown_workers", lambda: None)()
+        for worker in own:
+            worker.kill()
 
 
 def draw_windows(batch: PackedBatch, share: float, seed: int, number: int) -> Bool[Tensor, "B C"]:

@@ -6,10 +6,9 @@ file, and nothing is validated, previewed or saved.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
-from itertools import repeat
 from statistics import fmean, median
 from typing import Any
 
@@ -107,11 +106,12 @@ def _measure(config: RunConfig, steps: int, warmup: int, synthetic: bool, ranks:
     keep_freed_memory()
     torch.manual_seed(config.seed)
     stepper = Stepper(config, build(config, outline=synthetic), ranks)
-    batches = _synthetic(stepper, part) if synthetic else _real(stepper, part)
-    _steps(stepper, batches, range(warmup))
-    timed = _steps(stepper, batches, range(warmup, warmup + steps))
     clock = _Clock(ranks.device)
-    last = _steps(stepper, batches, range(warmup + steps, warmup + steps + min(steps, MOST_IN_PARTS)), clock)
+    with closing(_synthetic(stepper, part) if synthetic else _real(stepper, part)) as batches:
+        _steps(stepper, batches, range(warmup))
+        timed = _steps(stepper, batches, range(warmup, warmup + steps))
+        in_parts = range(warmup + steps, warmup + steps + min(steps, MOST_IN_PARTS))
+        last = _steps(stepper, batches, in_parts, clock)
     named = {"data": sum(step.wait for step in last), **clock.seconds}
     named["other"] = sum(step.seconds for step in last) - sum(named.values())
     seen = sum((step.seen for step in timed), Counter[str]())
@@ -187,7 +187,7 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _real(stepper: Stepper, part: Part) -> Iterator[list[Feed]]:
+def _real(stepper: Stepper, part: Part) -> Generator[list[Feed], None, None]:
     """The batches of each step, of the configuration's data."""
     config, parts = stepper.config, stepper.parts
     ready = feeds(
@@ -201,12 +201,13 @@ def _real(stepper: Stepper, part: Part) -> Iterator[list[Feed]]:
         joint=config.joint,
         part=part,
     )
-    while True:
-        yield [next(ready)[0] for _ in range(part.num_own)]
+    with closing(ready):
+        while True:
+            yield [next(ready)[0] for _ in range(part.num_own)]
 
 
-def _synthetic(stepper: Stepper, part: Part) -> Iterator[list[Feed]]:
+def _synthetic(stepper: Stepper, part: Part) -> Generator[list[Feed], None, None]:
     """The same made-up batch for all: its tokens decide no time."""
-    return repeat(
-        [full_feed(stepper.config, stepper.parts, stepper.attention.backend, part.rank)] * part.num_own
-    )
+    feed = full_feed(stepper.config, stepper.parts, stepper.attention.backend, part.rank)
+    while True:
+        yield [feed] * part.num_own

@@ -122,7 +122,14 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
         run, config.log, total_steps=num_steps, step=step, seen=seen, resolved=resolved, peak=peak
     )
     watched = profiled(config.log, run, step, ranks.rank)
-    with worker_deaths(), Interrupt() as interrupt, report, closing(saver), watched as step_done:
+    with (
+        worker_deaths(),
+        Interrupt() as interrupt,
+        report,
+        closing(saver),
+        closing(ready),
+        watched as step_done,
+    ):
         report.say(_describe(config, stepper, latest))
         if warning := near_passes(config):
             report.say(warning)

@@ -168,6 +168,34 @@ def test_a_worker_that_the_system_ends_stops_the_run_with_one_line(config: RunCo
 
 
 @pytest.mark.slow
+def test_an_error_that_nobody_expects_ends_the_process_and_its_workers(config: RunConfig, tmp_path: Path):
+    """Such as a GPU without memory: the traceback holds on to everything until the process is gone."""
+    save_yaml(
+        replace(config, run=str(tmp_path / "run"), train=replace(config.train, workers=1)),
+        tmp_path / "run.yaml",
+    )
+    program = """
+import sys
+from mmgen.cli.main import main
+from mmgen.training.step import Stepper
+
+def take(*_):
+    raise RuntimeError("out of memory")
+
+Stepper.take = take
+main(["train", sys.argv[1]])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "run.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == "RuntimeError: out of memory"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["validation", "quality", "preview"])
 def test_a_signal_in_the_middle_of_an_evaluation_saves_and_stops(
     config: RunConfig, tmp_path: Path, what: str

@@ -1,9 +1,11 @@
 """Batches made ahead: the same whatever process makes them, from the same states on."""
 
 import json
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from mmgen.data.pack import PackConfig
 from mmgen.data.shards import write_shards
 from mmgen.data.source import SourceConfig
 from mmgen.objectives import IMM, IMMConfig
+from mmgen.training import feed as feed_module
 from mmgen.training.feed import Feed, Part, feeds
 from tests.parts import modalities, sample
 
@@ -123,3 +126,28 @@ def test_what_cannot_be_shared_evenly_is_refused(data: DataConfig):
         made(data, 4, 1, part=Part(2, 0, 2))
     with pytest.raises(ValueError, match=r"micro_batches 3 must be a multiple of the 2 ranks"):
         Part(3, 0, 2)
+
+
+def test_workers_end_with_the_batches_however_long_one_is_at_its_next(
+    data: DataConfig, monkeypatch: pytest.MonkeyPatch
+):
+    """Torch waits for MP_STATUS_CHECK_INTERVAL and then sends SIGTERM, which workers do not hear."""
+    draw = feed_module.draw_state
+
+    def slow(batch, modalities, objective, seed, *rest):
+        time.sleep(3.0)
+        return draw(batch, modalities, objective, seed, *rest)
+
+    monkeypatch.setattr(feed_module, "draw_state", slow)
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    others = active_children()
+    objective = IMM(IMMConfig(k=3.0))
+    loaders = build_loaders(data, modalities(), 5, objective.grouping)
+    ready = feeds(loaders, objective, 5, "runs", step=0, total_steps=20, workers=2)
+    next(ready)
+    workers = [child for child in active_children() if child not in others]
+    assert len(workers) == 2
+    ready.close()
+    for worker in workers:
+        worker.join(0.5)  # killed, and not at the end of its sleep
+    assert not any(worker.is_alive() for worker in workers)
