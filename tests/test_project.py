@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A room may import rooms of earlier rows, and itself. Rooms of one row may not import each other.
 ROWS = [
-    {"files", "devices"},
+    {"files", "devices", "versions"},
     {"sequence", "config", "rng"},
     {"tokenization"},
     {"modalities"},
