@@ -141,6 +141,14 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, n)
 
 
+def median(values: ArrayLike, *key: int | str) -> Estimate:
+    """Returns the median with its bootstrap interval of 95 %, drawn by `key`."""
+    given = np.asarray(values)
+    drawn = keyed_numpy(*key).integers(len(given), size=(DRAWS, len(given)))
+    low, high = np.quantile(np.median(given[drawn], axis=1), [0.025, 0.975])
+    return Estimate(float(np.median(given)), float(low), float(high), len(given))
+
+
 def power(lengths: ArrayLike, amounts: ArrayLike) -> Any:
     """p of amounts [..., N] ~ lengths [N]^p by least squares of logarithms: how they grow."""
     x = np.log(lengths)
@@ -178,10 +186,7 @@ def compare(
             first, second = seconds(a), seconds(b)
         pairs.append((first, second))
     times = np.array(pairs)
-    ratios = times[:, 0] / times[:, 1]
-    drawn = keyed_numpy("compare", seed).integers(repeats, size=(DRAWS, repeats))
-    low, high = np.quantile(np.median(ratios[drawn], axis=1), [0.025, 0.975])
-    ratio = Estimate(float(np.median(ratios)), float(low), float(high), repeats)
+    ratio = median(times[:, 0] / times[:, 1], "compare", seed)
     return Comparison(float(np.median(times[:, 0])), float(np.median(times[:, 1])), ratio)
 
 

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from benchmarks import harness
 from mmgen.config import load_yaml
-from mmgen.evaluation.intervals import DRAWS, Estimate
+from mmgen.evaluation.intervals import Estimate
 from mmgen.modalities import Image, build_modalities
 from mmgen.model.model import Model
 from mmgen.objectives import build_objective
-from mmgen.rng import keyed_numpy
 from mmgen.sampling.graphs import EAGER
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.probes import Probe, timed
@@ -153,10 +152,7 @@ def size(probe: Probe) -> int:
 
 def slope(values: Float[np.ndarray, "R 2"], num: int, seed: int) -> Estimate:
     """The median over rounds of what each of `num` more adds, with a bootstrap interval of 95 %."""
-    each = (values[:, 1] - values[:, 0]) / num
-    drawn = keyed_numpy("latency", seed).integers(len(each), size=(DRAWS, len(each)))
-    low, high = np.quantile(np.median(each[drawn], axis=1), [0.025, 0.975])
-    return Estimate(float(np.median(each)), float(low), float(high), len(each))
+    return harness.median((values[:, 1] - values[:, 0]) / num, "latency", seed)
 
 
 def bytes_read(sampler: Sampler, probe: Probe) -> float:

@@ -131,8 +131,9 @@ def _train(config: RunConfig, resume: bool, ranks: Ranks) -> Path:
         watched as step_done,
     ):
         report.say(_describe(config, stepper, latest))
-        if warning := near_passes(config):
-            report.say(warning)
+        for warning in (near_passes(config), emulated(config, ranks.device)):
+            if warning is not None:
+                report.say(warning)
         if begun is not None:
             report.say(begun)
         while step < num_steps and not interrupt.requested():

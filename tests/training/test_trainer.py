@@ -229,6 +229,17 @@ def test_a_processor_without_bfloat16_is_told(
     assert (said is not None and "train.precision bf16" in said) == warned
 
 
+def test_a_run_says_its_warnings_first(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"}, raising=False)
+    brief = replace(config.train, precision="bf16", steps=1, workers=0)
+    train(replace(config, run=str(tmp_path / "run"), train=brief, objective=IMMConfig()))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("warning: objective.gap 0 in bf16")
+    assert lines[2].startswith("warning: train.precision bf16 on a processor without")
+
+
 def test_windows_are_drawn_by_seed_and_step_among_the_tokens_with_a_label(config: RunConfig):
     parts = build(config)
     batch, _ = next(iter(Loader(config.data, parts.modalities, 0)))
