@@ -12,6 +12,7 @@ over seeds and captions); each has the best of the time grids, flow matching of 
 seeds. Six runs train in an hour of two cores, and are scored in another.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -127,7 +128,8 @@ def measure(arguments: Arguments) -> list[harness.Row]:
     rows = [_floor(sampler, real, level, lite0) for level in LEVELS]
     found: dict[Case, list[Drawn]] = defaultdict(list)
     with arms.side_by_side(arguments.workers) as pool:
-        for scored in pool.map(partial(_scored, arguments, real), runs):
+        for run, scored in zip(runs, pool.map(partial(_scored, arguments, real), runs), strict=True):
+            print(f"{run.folder} is scored", file=sys.stderr)
             for case, drawn, row in scored:
                 found[case].append(drawn)
                 rows.append(row)
@@ -271,24 +273,24 @@ def _best(
 ) -> Case:
     wanted = (objective, level, guidance, steps)
     cases = [case for case in found if (case.objective, case.level, case.plan.guidance, case.steps) == wanted]
-    return min(cases, key=lambda case: float(np.mean(_kids(found[case], real)[0])))
+    return min(cases, key=lambda case: float(_kids(found[case], real, draws=0).mean()))
 
 
-def _kids(drawn: Sequence[Drawn], real: Real) -> np.ndarray:
+def _kids(drawn: Sequence[Drawn], real: Real, draws: int = DRAWS) -> np.ndarray:
     """KID [1 + draws, seeds], as it is and for every bootstrap draw of captions, which are drawn alike for all."""
-    others, counts = real.features[real.asked], _counts(len(real.asked))
+    others, counts = real.features[real.asked], _counts(len(real.asked), draws)
     return np.stack(
         [kid_statistic(each.features, others, paired=True)(counts).numpy() for each in drawn], axis=1
     )
 
 
 def _hits(drawn: Sequence[Drawn], real: Real) -> np.ndarray:
-    counts = _counts(len(real.asked))
+    counts = _counts(len(real.asked), DRAWS)
     return np.stack([((counts @ each.hits.double()) / counts.sum(1)).numpy() for each in drawn], axis=1)
 
 
-def _counts(num: int) -> Float[Tensor, "D N"]:
-    drawn = keyed_numpy("emoji", "counts").multinomial(num, [1 / num] * num, size=DRAWS)
+def _counts(num: int, draws: int) -> Float[Tensor, "D N"]:
+    drawn = keyed_numpy("emoji", "counts").multinomial(num, [1 / num] * num, size=draws)
     return torch.cat([torch.ones(1, num).double(), torch.from_numpy(drawn).double()])
 
 
