@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from mmgen.evaluation.intervals import Estimate
 from mmgen.modalities import Image, build_modalities
 from mmgen.model.model import Model
 from mmgen.objectives import build_objective
+from mmgen.sampling.cost import Cost
 from mmgen.sampling.graphs import EAGER
 from mmgen.sampling.plan import Plan
 from mmgen.sampling.probes import Probe, timed
@@ -87,18 +87,18 @@ def measure(arguments: Arguments) -> list[harness.Row]:
         for graphs in (True, False) if device.type == "cuda" else (False,):
             sampler = random_sampler(config, arguments.precision, graphs, seed)
             for few, many in pairs(sampler, arguments):
-                row = _row(sampler, few, many, 2 if arguments.quick else arguments.repeats, seed)
-                floor = 1e3 * bytes_read(sampler, many) / speed
-                rows.append({**row, "floor_ms": floor, "share": floor / row["ms"].value})
+                rows.append(_row(few, many, 2 if arguments.quick else arguments.repeats, seed, speed))
     return rows
 
 
-def _row(sampler: Sampler, few: Probe, many: Probe, repeats: int, seed: int) -> dict[str, Any]:
+def _row(few: Probe, many: Probe, repeats: int, seed: int, speed: float) -> harness.Row:
+    sampler, costs = many.sampler, [probe.run().cost for probe in (few, many)]
     # recorded in the round after the eager ones
     warmup = 1 if sampler.graphs is None else EAGER + 1
     seconds = timed([few.run, many.run], repeats, warmup)
-    first, last = size(few), size(many)
+    first, last = (size(probe, cost) for probe, cost in zip((few, many), costs, strict=True))
     ms = slope(1e3 * seconds, last - first, seed)
+    floor = 1e3 * bytes_read(many, costs[1]) / speed
     return {
         "what": "a token" if many.task == "complete" else "a step",
         "guidance": many.plan.guidance if many.task == "generate" else None,
@@ -111,6 +111,8 @@ def _row(sampler: Sampler, few: Probe, many: Probe, repeats: int, seed: int) -> 
         "ms": ms,
         "per_second": 1e3 / ms.value,
         "request_ms": 1e3 * float(np.median(seconds[:, 1])),
+        "floor_ms": floor,
+        "share": floor / ms.value,
     }
 
 
@@ -145,9 +147,9 @@ def pairs(sampler: Sampler, arguments: Arguments) -> list[tuple[Probe, Probe]]:
     return found
 
 
-def size(probe: Probe) -> int:
+def size(probe: Probe, cost: Cost) -> int:
     """Of what is counted: tokens that are written, which may end before the plan's, or refinement steps."""
-    return probe.run().cost.tokens if probe.task == "complete" else probe.plan.block_steps[0]
+    return cost.tokens if probe.task == "complete" else probe.plan.block_steps[0]
 
 
 def slope(values: Float[np.ndarray, "R 2"], num: int, seed: int) -> Estimate:
@@ -155,16 +157,16 @@ def slope(values: Float[np.ndarray, "R 2"], num: int, seed: int) -> Estimate:
     return harness.median((values[:, 1] - values[:, 0]) / num, "latency", seed)
 
 
-def bytes_read(sampler: Sampler, probe: Probe) -> float:
+def bytes_read(probe: Probe, cost: Cost) -> float:
     """Of the weights that a token or a step passes, and of the keys and values that are held."""
-    model = sampler.model
+    model = probe.sampler.model
     parts: list[nn.Module | None] = [model.trunk]
     if probe.task == "complete":
         parts.append(model.text_head or model.text_embedding)
     else:
         parts += [model.embeddings, model.heads, model.state_norm, model.time_embedding, model.modulation]
     weights = sum(each.nbytes for part in parts if part is not None for each in part.parameters())
-    return weights + probe.run().cost.memory
+    return weights + cost.memory
 
 
 def copy_speed(device: torch.device) -> float:

@@ -33,10 +33,10 @@ def test_what_is_read_is_what_a_token_or_a_step_passes(config: RunConfig, precis
     shared = sum(num for name, num in sizes.items() if name.startswith("trunk."))
     table = sizes["text_embedding.weight"]
     assert sampler.model.text_head is None, "tied: the embedding is the head"
-    held = texts[1].run().cost.memory
-    assert latency.bytes_read(sampler, texts[1]) == shared + table + held
+    written, drawn = (pair[1].run().cost for pair in (texts, pictures))
+    assert latency.bytes_read(texts[1], written) == shared + table + written.memory
     rest = sum(sizes.values()) - shared - table
-    assert latency.bytes_read(sampler, pictures[1]) == shared + rest + pictures[1].run().cost.memory
+    assert latency.bytes_read(pictures[1], drawn) == shared + rest + drawn.memory
 
 
 def test_no_file_of_a_configuration_is_needed(config: RunConfig):
@@ -44,7 +44,7 @@ def test_no_file_of_a_configuration_is_needed(config: RunConfig):
     sampler: Sampler = latency.random_sampler(nowhere, "float32", graphs=False, seed=0)
     assert sampler.text.tokenizer.vocab_size > 30_000 and sampler.image.token_grid(*sampler.size) == (16, 16)
     for few, many in latency.pairs(sampler, latency.Arguments(texts=(2, 5), steps=(1, 3), guidance=(1.0,))):
-        assert latency.size(many) > latency.size(few)
+        assert latency.size(many, many.run().cost) > latency.size(few, few.run().cost)
 
 
 @pytest.mark.parametrize("wrong", [{"texts": (4, 4)}, {"steps": (0, 2)}, {"repeats": 1}])
