@@ -30,7 +30,15 @@ TRACEBACK = "MMGEN_TRACEBACK"
 
 def run() -> None:
     """The console script: runs the command line of this process and exits with its code."""
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # DTensor's caches keep gloo's group, and its threads, beyond destroy_process_group. A thread that lets go of a
+        # tensor while the interpreter is torn down aborts the process, and torchrun then ends all of them as failed.
+        # Everything is written by now, so there is nothing to tear down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str]) -> int:

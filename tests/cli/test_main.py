@@ -1,5 +1,6 @@
 """The command line: dispatch, suggestions, and errors as one line with the right exit code."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -125,3 +126,19 @@ sys.exit(cli.main(["p"]))"""
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait() == 141
+
+
+@pytest.mark.parametrize(("num_ranks", "torn_down"), [(1, True), (2, False)])
+def test_a_rank_of_several_leaves_without_the_interpreters_teardown(num_ranks: int, torn_down: bool) -> None:
+    # threads of gloo that outlive the process group abort a process that is torn down beneath them
+    program = "import atexit; atexit.register(print, 'torn down'); from mmgen.cli.main import run; run()"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "no-command"],
+        env=os.environ | {"WORLD_SIZE": str(num_ranks)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 2
+    assert "'no-command' is no command" in ended.stderr
+    assert ("torn down" in ended.stdout) is torn_down
