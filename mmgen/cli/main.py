@@ -32,9 +32,9 @@ def run() -> None:
     """The console script: runs the command line of this process and exits with its code."""
     code = main(sys.argv[1:])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # DTensor's caches keep gloo's group, and its threads, beyond destroy_process_group. A thread that lets go of a
-        # tensor while the interpreter is torn down aborts the process, and torchrun then ends all of them as failed.
-        # Everything is written by now, so there is nothing to tear down.
+        # Where DTensor was used, gloo's threads outlive destroy_process_group, and one that needs the interpreter while
+        # it is torn down aborts the process: torchrun then ends every rank as failed, though all was written. The
+        # commands have closed what they opened by now. (The variable is read as `joined` reads it, which needs torch.)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
