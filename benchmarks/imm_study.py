@@ -55,7 +55,7 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
         "1, and 2 particles": {"objective.across_contexts": 1, "objective.particles": 2},
         "1, and 8 particles": {"objective.across_contexts": 1, "objective.particles": 8},
     },
-    "floor": {"1e-3": {"objective.floor": 1e-3}, "1e-2": {"objective.floor": 1e-2}},
+    "floor": {"1e-2": {"objective.floor": 1e-2}},
     "pictures a batch": {
         "32": {"data.pack.context_length": 256, "data.pack.state_length": 512},
         "128": {"data.pack.context_length": 1024, "data.pack.state_length": 2048},
@@ -74,7 +74,11 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     "precision": {"bf16": {"train.precision": "bf16"}},
     "a": {"2": {"objective.a": 2}},
     "b": {"2": {"objective.b": 2}, "5": {"objective.b": 5}},
-    "anchors": {"0.25": {"objective.anchors": 0.25}, "0.6": {"objective.anchors": 0.6}},
+    "anchors": {
+        "0.25": {"objective.anchors": 0.25},
+        "0.6": {"objective.anchors": 0.6},
+        "0.6 to 0": {"objective.anchors": 0.6, "objective.anchors_final": 0},
+    },
     BEGIN: {"a quarter": {}},
     "modulation": {"normalised": {"model.modulation_norm": True}},
     "EMA": {"0.9": {"train.ema_decay": 0.9}, "0.998": {"train.ema_decay": 0.998}},
