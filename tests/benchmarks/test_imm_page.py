@@ -1,33 +1,18 @@
 """docs/imm.md quotes the committed results: every cell of its tables, intervals with both ends."""
 
-import json
+from functools import partial
 from typing import Any
 
 from benchmarks import harness
-from benchmarks.harness import RESULTS, ROOT
 from benchmarks.imm_study import FACTORS
+from tests import quotes
+from tests.quotes import bare, rows
 
-PAGE = (ROOT / "docs" / "imm.md").read_text(encoding="utf-8")
-
-
-def rows(name: str) -> list[dict[str, Any]]:
-    record = json.loads((RESULTS / f"{name}.json").read_text())
-    assert not record["arguments"]["quick"]
-    return record["rows"]
-
-
-def bare(value: float, digits: int) -> str:
-    """So many digits after the point, without a zero before it."""
-    return f"{value:.{digits}f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.{digits}f}"
+missing = partial(quotes.missing, "imm.md")
 
 
 def interval(found: dict[str, float]) -> str:
     return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
-
-
-def missing(lines: list[str]) -> list[str]:
-    assert len(lines) == len(set(lines))
-    return [line for line in lines if line not in PAGE]
 
 
 def test_the_study() -> None:
