@@ -77,12 +77,13 @@ def measure(arguments: Arguments) -> list[harness.Row]:
     rows: list[harness.Row] = []
     for least, k in product(arguments.least, arguments.k):
         for low, high in pairwise(EDGES):
-            # times in the bucket alone, and jumps alone
+            # times in the bucket alone, jumps alone, and no pair left out for being near
             asked = replace(
                 config.objective,
                 k=k,
                 k_final=None,
                 gap=least,
+                floor=IMMConfig.floor,
                 anchors=0.0,
                 anchors_final=None,
                 from_noise=0.0,
