@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks import arms, harness
 from mmgen.evaluation.intervals import Estimate
 from mmgen.files import write_text
+from mmgen.objectives import IMMConfig
 from mmgen.sampling.plan import Plan
 from mmgen.training.run import load
 
@@ -24,7 +25,7 @@ Variant = tuple[str, str]
 
 BASE = "base"
 # The paper's floor; the configuration has what the study found.
-BASE_SETTINGS: dict[str, Any] = {"objective.floor": 1e-8}
+BASE_SETTINGS: dict[str, Any] = {"objective.floor": IMMConfig.floor}
 BEGIN = "begin from flow matching"
 
 # Factor -> value -> settings. A batch of twice as many pictures takes half as many steps, and noise draws of one

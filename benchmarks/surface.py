@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import arms, harness
+from mmgen.objectives import IMMConfig
 from mmgen.sampling.plan import Plan
 from mmgen.training.run import load
 
@@ -49,7 +50,7 @@ class Arguments(harness.Arguments):
 # Of both arms. At the configuration's rate of 4e-3 the model of many blocks may fail at one step: the bootstrap, in
 # which each time learns from the one before it, sees fewer examples of each shape there.
 # The floor is the paper's: the configuration's was found for one block.
-SETTINGS = {"optim.lr": 2e-3, "objective.floor": 1e-8}
+SETTINGS = {"optim.lr": 2e-3, "objective.floor": IMMConfig.floor}
 
 # (arm, blocks, steps, seed) -> Frechet distance as it is, then of every bootstrap draw
 Found = Mapping[tuple[str, int, int, int], np.ndarray]

@@ -24,6 +24,11 @@ def span(values: Sequence[float], digits: int) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def interval(found: dict[str, float], digits: int) -> str:
+    value, low, high = (bare(found[name], digits) for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
 def missing(page: str, lines: list[str]) -> list[str]:
     """Which of `lines` the page of `docs/` has not."""
     assert len(lines) == len(set(lines))

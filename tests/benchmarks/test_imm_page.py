@@ -100,10 +100,6 @@ def test_emoji() -> None:
         kid, hit = (sum(own[name]["value"] for own in each) / 3 for name in ("kid", "hit"))
         return f"{bare(kid, 3)}, {bare(hit, 2)}"
 
-    def difference(row: dict[str, Any]) -> str:
-        value, low, high = (bare(row["kid_difference"][name], 3) for name in ("value", "low", "high"))
-        return f"{value} ({low} to {high})"
-
     lines = []
     for level, title in (
         ("name", "concept (up to six pictures)"),
@@ -126,7 +122,8 @@ def test_emoji() -> None:
                 cell("flow_matching", row, steps, row["flow_matching_shift"], row["flow_matching_solver"])
                 for row, steps in ((two, 2), (many, 16))
             ]
-            cells = [cell("imm", two, 2, two["shift"], "euler"), *flow, difference(two), difference(many)]
+            differences = [quotes.interval(row["kid_difference"], 3) for row in (two, many)]
+            cells = [cell("imm", two, 2, two["shift"], "euler"), *flow, *differences]
             lines.append(f"| {title if guidance == 1 else ''} | {guidance:g} | {' | '.join(cells)} |")
     lines = [line.replace("|  |", "| |") for line in lines]
     assert missing(lines) == []

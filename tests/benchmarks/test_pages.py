@@ -2,7 +2,7 @@
 
 from itertools import product
 
-from tests.quotes import bare, missing, rows, span
+from tests.quotes import bare, interval, missing, rows, span
 
 
 def test_attention() -> None:
@@ -66,9 +66,9 @@ def test_a_training_step() -> None:
             row for row in found if row["what"] == "size" and (row["width"], row["length"]) == (width, length)
         )
         speed = row["tokens_per_second"]
-        interval = f"{tokens(speed['value'])} ({tokens(speed['low'])} to {tokens(speed['high'])})"
+        shown = f"{tokens(speed['value'])} ({tokens(speed['low'])} to {tokens(speed['high'])})"
         pictures, memory = row["pictures_per_second"]["value"], row["memory_gb"]["value"]
-        lines.append(f"| {length:,} | {interval} | {pictures:.0f} | {bare(memory, 2)} |")
+        lines.append(f"| {length:,} | {shown} | {pictures:.0f} | {bare(memory, 2)} |")
     for what, title in (
         ("context", "tokens of the context, 256 to 4,096"),
         ("pictures", "pictures in it, 1 to 16, each read by the later ones"),
@@ -76,10 +76,7 @@ def test_a_training_step() -> None:
     ):
         (row,) = (row for row in found if row["what"] == f"growth with {what}, over seeds")
         counted = next(row["flops_last_power"] for row in found if row["what"] == f"growth with {what}")
-        cells = [
-            f"{bare(each['value'], 2)} ({bare(each['low'], 2)} to {bare(each['high'], 2)})"
-            for each in (row["power"], row["last_power"])
-        ]
+        cells = [interval(row[name], 2) for name in ("power", "last_power")]
         lines.append(f"| {title} | {' | '.join(cells)} | {bare(counted, 2)} |")
     assert missing("training.md", lines) == []
 
@@ -93,8 +90,10 @@ def test_waiting_for_data() -> None:
     speed = next(row["speed"] for row in found if "speed" in row)
     assert {f"{100 * wait:.0f}" for wait in waits[0]} == {"7"}
     one = span([100 * wait for wait in waits[1]], 1)
-    interval = f"{bare(speed['value'], 2)} ({bare(speed['low'], 2)} to {bare(speed['high'], 2)})"
-    lines = [f"goes by waiting without a worker and {one} %", f"{interval} times as many samples a second"]
+    lines = [
+        f"goes by waiting without a worker and {one} %",
+        f"{interval(speed, 2)} times as many samples a second",
+    ]
     assert missing("training.md", lines) == []
 
 
@@ -134,10 +133,7 @@ def test_the_planner() -> None:
     lines = []
     for title, name in (("training", "planner_seen"), ("held-out pairs", "planner")):
         (row,) = (row for row in rows(name) if (row["figure"], row["currency"]) == ("kid_lite0", "flops"))
-        cells = [
-            f"{bare(each['value'], 3)} ({bare(each['low'], 3)} to {bare(each['high'], 3)})"
-            for each in (row["fixed"], row["planner"], row["adaptive"])
-        ]
+        cells = [interval(row[name], 3) for name in ("fixed", "planner", "adaptive")]
         lines.append(f"| {title} | {row['plans']} | {' | '.join(cells)} |")
     assert missing("surface.md", lines) == []
 
