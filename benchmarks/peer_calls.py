@@ -1,8 +1,9 @@
 """What `benchmarks/peers.py` times: the same work as a call of mmgen and as a call of a peer, on the CPU.
 
-Two models are matched by `sizes` (width, layers, heads and the weights of a feed-forward) or by `parameters`, for
-which mmgen's feed-forward is made as much wider as the peer has more of them elsewhere. Tables of embeddings count for
-neither: a token takes one row of them.
+Two models are matched by `sizes` (width, layers, heads and the weights of a feed-forward); by `blocks`, where mmgen's
+have modulations of their own as the peer's do (`time: adaln`), so that they have the same weights in the same places;
+or by `parameters`, for which mmgen's feed-forward is made as much wider as the peer has more of them elsewhere. Tables
+of embeddings count for neither: a token takes one row of them.
 """
 
 import contextlib
@@ -33,12 +34,13 @@ from mmgen.training.losses import compute_losses, weighted
 from mmgen.training.optim import OptimConfig, build_optimizer
 from mmgen.training.run import Parts
 
-Matched = Literal["sizes", "parameters"]
+Matched = Literal["sizes", "blocks", "parameters"]
 Precision = Literal["float32", "bf16"]
 
 TOKENIZER = "tokenizers/emoji-text"
 PATCH = 2
 HEAD_DIM = 64
+CLASSES = ("bird", "table", "car", "cat", "fish", "ball", "bell", "book")
 CPU = torch.device("cpu")
 
 
@@ -180,8 +182,12 @@ def pictures(
     batches: Sequence[int],
     seed: int,
 ) -> Iterator[Case]:
-    """Pictures of a condition, without guidance and with, beside diffusers' DiTPipeline: requests in, pictures out."""
-    _, modalities = _modalities()
+    """Pictures of a class, without guidance and with, beside diffusers' DiTPipeline: requests in, pictures out.
+
+    To mmgen a class is a prompt of one token.
+    """
+    tokenizer, modalities = _modalities()
+    assert all(len(tokenizer.encode(name)) == 1 for name in CLASSES)
     for match in matched:
         pipeline = _dit_pipeline(sizes, seed)
         theirs = pipeline.transformer
@@ -191,7 +197,8 @@ def pictures(
         for batch in batches:
             for guidance in (1.0, 2.0):
                 plan = Plan(steps=sizes.steps, guidance=guidance)
-                calls = _generate(sampler, _prompts(batch), plan), _dit_pictures(pipeline, batch, plan)
+                classes = [CLASSES[number % len(CLASSES)] for number in range(batch)]
+                calls = _generate(sampler, classes, plan), _dit_pictures(pipeline, batch, plan)
                 # theirs puts the guided pictures beside the others, in one call
                 assert calls[0]().cost.nfe == sizes.steps * (1 if guidance == 1 else 2)
                 assert _count_calls(theirs, calls[1]) == sizes.steps
@@ -230,8 +237,10 @@ def _modalities() -> tuple[TextTokenizer, dict[str, Modality]]:
 
 
 def _matched(theirs: nn.Module, trunk: TrunkConfig, modalities: dict[str, Modality], match: Matched) -> Model:
-    """mmgen's model, its feed-forward as wide as gives it the peer's parameters (to a multiple of 8) where asked."""
+    """mmgen's model; matched by parameters, its feed-forward as wide as gives it the peer's (to a multiple of 8)."""
     vocab_size = modalities["text"].tokenizer.vocab_size
+    if match == "blocks":
+        trunk = replace(trunk, time="adaln")
     model = Model(trunk, modalities, vocab_size)
     if match == "parameters":
         more = (num_weights(theirs) - num_weights(model)) / (3 * trunk.width * trunk.num_layers)

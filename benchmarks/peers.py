@@ -91,7 +91,10 @@ def _cases(arguments: Arguments, seed: int, peers: set[str]) -> Iterator[Case]:
     max_tokens = 8 if quick else arguments.max_tokens
     sizes = Sizes(width, layers, arguments.documents, side, arguments.steps, max_tokens)
     batch = (1, 2) if quick else arguments.batch
-    matched: tuple[Matched, ...] = ("sizes", "parameters")
+    matched: tuple[Matched, ...] = (
+        "sizes",
+        "parameters",
+    )  # transfusion-pytorch's are per token: no blocks alike
     precisions: tuple[Precision, ...] = ("float32", "bf16")
     if "transfusion-pytorch" in peers:
         yield from training(sizes, matched, precisions, seed)
@@ -99,7 +102,7 @@ def _cases(arguments: Arguments, seed: int, peers: set[str]) -> Iterator[Case]:
     if "transformers" in peers:
         yield from text_decoding(sizes, batch, seed)
     if "diffusers" in peers:
-        yield from pictures(sizes, matched, precisions, batch, seed)
+        yield from pictures(sizes, ("sizes", "blocks", "parameters"), precisions, batch, seed)
 
 
 def _facts(case: Case) -> harness.Row:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from mmgen.modalities.base import Modality
@@ -195,6 +196,27 @@ class _Integers:
         return cls(
             *(each.numpy() for each in (*tensors, layout.document, layout.block, layout.rank, layout.public))
         )
+
+
+def text_rows(
+    tokens: Int[Tensor, "R L"],
+    positions: Int[Tensor, "R"],
+    ranks: Int[Tensor, "R"],
+    blocks: Int[Tensor, "R"],
+    modality: int,
+) -> Stream:
+    """Tokens of text that go on from a position, a rank and a block in each row: what a BatchWriter makes of such spans
+    with row r as document r, in a few operations on the device of `tokens`.
+
+    There are no continuous values, so that nothing is embedded in vain.
+    """
+    rows, num = tokens.shape
+    index = torch.arange(num, device=tokens.device)
+    position, rank, block = (first[:, None] + index for first in (positions, ranks, blocks))
+    document = torch.arange(rows, device=tokens.device)[:, None].expand(rows, num)
+    layout = Layout(document, block, rank, torch.ones_like(tokens, dtype=torch.bool))
+    kind = torch.full_like(tokens, modality)
+    return Stream(kind, tokens, {}, position[..., None].expand(-1, -1, 3), layout)
 
 
 def _form_groups(

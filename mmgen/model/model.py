@@ -74,8 +74,8 @@ class Model(nn.Module):
         self.state_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.time_embedding = TimeEmbedding(config.width, config.time_scale)
         self.modulation = (
-            Modulation(config.width, config.num_layers, config.modulation_norm)
-            if config.time == "adaln_single"
+            Modulation(config.width, config.num_layers, config.modulation_norm, config.time == "adaln")
+            if config.time != "add"
             else None
         )
         self.joint_head = None if joint is None else build_joint_head(joint, config)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmgen.model.precision import exact_products
 
-TimeConditioning = Literal["add", "adaln_single"]
+TimeConditioning = Literal["add", "adaln_single", "adaln"]
 
 NUM_FREQUENCIES = 128
 
@@ -44,17 +44,19 @@ class TimeEmbedding(nn.Module):
 class Modulation(nn.Module):
     """adaLN-single (PixArt-alpha, arXiv 2310.00426): one projection for all blocks, an offset table for each.
 
+    Or, `per_block`, adaLN (DiT, arXiv 2212.09748): a projection for each, which is 6 W^2 more weights a block.
+
     Gates and scales start at 1 and shifts at 0, so that a trunk that comes from a language model is, at the first
     step, that language model on state tokens too.
     """
 
-    def __init__(self, width: int, num_blocks: int, norm: bool = False) -> None:
+    def __init__(self, width: int, num_blocks: int, norm: bool = False, per_block: bool = False) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False) if norm else nn.Identity()
-        self.project = nn.Linear(width, 6 * width)
-        self.tables = nn.Parameter(torch.zeros(num_blocks, 6, width))
+        self.project = nn.Linear(width, 6 * width * (num_blocks if per_block else 1))
+        # a projection of its own has an offset of its own
+        self.tables = None if per_block else nn.Parameter(torch.zeros(num_blocks, 6, width))
         self.final = nn.Linear(width, 2 * width)
-        self.num_blocks = num_blocks
         for linear in (self.project, self.final):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -65,8 +67,8 @@ class Modulation(nn.Module):
         """Shift, scale, gate of attention, then of the feed-forward, for every block; shift, scale of the head."""
         with exact_products(embedding.device):
             active = nn.functional.silu(embedding)
-            shared = self.project(active).unflatten(-1, (6, -1))
-            blocks = self.norm(shared + self.tables[:, None])
+            blocks = self.project(active).unflatten(-1, (-1, 6, active.shape[-1])).transpose(0, 1)
+            blocks = self.norm(blocks if self.tables is None else blocks + self.tables[:, None])
             final = self.norm(self.final(active).unflatten(-1, (2, -1)))
             # made on the device: a graph that is recorded there can hold no number of the host's
             neutral = (

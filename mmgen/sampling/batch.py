@@ -180,7 +180,7 @@ class Batch:
         written = speculate(
             self.model.joint_head,
             self.model.vocabulary,
-            TextDecoder(context.session, self.documents.text, context.channels, cost),
+            TextDecoder(context.session, cost),
             logits,
             hidden,
             law,

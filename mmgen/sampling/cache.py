@@ -79,9 +79,14 @@ class Cache:
         first, longest = self.lengths, layout.shape[1]
         self.lengths = [held + num for held, num in zip(first, num_tokens, strict=True)]
         assert self.length <= self.capacity, "a cache is made large enough for its plan"
-        if len({*first}) == 1 and min(num_tokens) == longest:
-            # no row is apart from the others: a copy of whole rows
-            self._place, self._taken = (slice(None), slice(first[0], self.length)), (slice(None),)
+        if min(num_tokens) == longest:
+            self._taken = (slice(None),)
+            if len({*first}) == 1:  # no row is apart from the others: a copy of whole rows
+                self._place = slice(None), slice(first[0], self.length)
+            else:
+                starts = torch.tensor([*enumerate(first)], device=layout.document.device)
+                row, start = starts[:, :, None].unbind(1)
+                self._place = row, start + torch.arange(longest, device=start.device)
         else:
             new = [(row, i) for row, num in enumerate(num_tokens) for i in range(num)]
             places = [(row, first[row] + i) for row, i in new]

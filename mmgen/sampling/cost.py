@@ -58,7 +58,9 @@ def trunk_flops(config: TrunkConfig, num_tokens: float, num_keys: float) -> floa
 
 
 def context_flops(config: TrunkConfig, num_tokens: float, num_keys: float, channels: int) -> float:
-    """`expand` of `num_tokens` tokens: the blocks, and the embedding of `channels`, which all of them pass."""
+    """`expand` of `num_tokens` tokens: the blocks, and the embedding of `channels`, which all of them pass (but 0 of
+    them where new text alone is read).
+    """
     return trunk_flops(config, num_tokens, num_keys) + 2.0 * num_tokens * config.width * channels
 
 
@@ -75,8 +77,9 @@ def state_flops(
     The heads of all continuous modalities, of `all_channels` together, are computed, whichever the tokens are of.
     """
     per_instance = 2 * (2 * NUM_FREQUENCIES * config.width + config.width**2)
-    if config.time == "adaln_single":
-        per_instance += (6 + 2) * config.width**2
+    if config.time != "add":
+        projections = config.num_layers if config.time == "adaln" else 1
+        per_instance += (6 * projections + 2) * config.width**2
     own = num_tokens * config.width * (channels + all_channels) + num_instances * per_instance
     return trunk_flops(config, num_tokens, num_keys) + 2.0 * own
 

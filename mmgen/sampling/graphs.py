@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mmgen.modalities.layout import text_rows
 from mmgen.model.attention.dense import DenseAttention
 from mmgen.model.attention.rule import allow
 from mmgen.model.model import Model
 from mmgen.sampling.cache import Cache
-from mmgen.sequence import Layout, Stream
+from mmgen.sequence import Stream
 
 STEP = 64  # tokens
 KEPT = 16  # caches, with what was recorded over them; the one not used for longest goes first
@@ -137,10 +138,7 @@ class TextPass:
         self.model = model
         self.cache = cache
         rows, device = len(cache.lengths), next(model.parameters()).device
-        self._row = torch.arange(rows, device=device)[:, None].expand(rows, num_tokens)
         self._index = torch.arange(num_tokens, device=device)
-        self._public = torch.ones(rows, num_tokens, dtype=torch.bool, device=device)
-        self._text = torch.full_like(self._row, model.names.index("text"))
         shape = (rows, num_tokens), (rows, 4)
         self._recorded = Recorded(
             self._read, [torch.empty(each, dtype=torch.long, device=device) for each in shape]
@@ -157,10 +155,10 @@ class TextPass:
         return hidden, logits
 
     def _read(self, tokens: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-        position, rank, block, column = (each[:, None] + self._index for each in first.unbind(-1))
-        layout = Layout(self._row, block, rank, self._public)
-        stream = Stream(self._text, tokens, {}, position[..., None].expand(-1, -1, 3), layout)
-        self.cache.make_room_at(layout, (self._row, column))
+        position, rank, block, column = first.unbind(-1)
+        stream = text_rows(tokens, position, rank, block, self.model.names.index("text"))
+        layout = stream.layout
+        self.cache.make_room_at(layout, (layout.document, column[:, None] + self._index))
         attend = DenseAttention(allow(layout, self.cache.layout)[:, None])
         hidden, _ = self.model.expand(stream, attend, self.cache.layers)
         return hidden, self.model.logits(hidden)

@@ -92,7 +92,9 @@ class Call:
             sizes = facts.channels["image"], facts.all_channels
             flops = state_flops(facts.trunk, self.rows, self.rows * self.tokens, self.keys, *sizes)
         else:
-            flops = context_flops(facts.trunk, self.rows * self.tokens, self.keys, facts.all_channels)
+            # a pass over new text embeds text alone
+            channels = 0 if self.kind == "decode" else facts.all_channels
+            flops = context_flops(facts.trunk, self.rows * self.tokens, self.keys, channels)
         return self.times * flops
 
     def text_flops(self, facts: ModelFacts) -> float:

@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmgen.modalities import Modality, Text
-from mmgen.modalities.layout import BatchWriter, span_lengths
+from mmgen.modalities import Modality
+from mmgen.modalities.layout import BatchWriter, span_lengths, text_rows
 from mmgen.model.attention import plan_attention
 from mmgen.model.model import Model
 from mmgen.sampling.cache import Cache
 from mmgen.sampling.graphs import Graphs
 from mmgen.sampling.loops import Output
-from mmgen.sequence import Span, move
+from mmgen.sequence import Span, Stream, move
 
 ToldTarget = Callable[[Tensor, Tensor], Tensor]
 
@@ -74,27 +74,28 @@ class Session:
                 self.ranks[row] = writer.add(span)
                 self.positions[row] = span.next_position
         self.next_block = writer.block
-        stream = move(writer.context, self.device)
+        return self._expand(move(writer.context, self.device), lengths)
+
+    def _expand(self, stream: Stream, lengths: Sequence[int]) -> Float[Tensor, "R L W"]:
         self.cache.make_room(stream.layout, lengths)
         attend = plan_attention(stream.layout, self.cache.layout, "dense")
         return self.model.expand(stream, attend, self.cache.layers)[0]
 
-    def write(
-        self, tokens: Int[Tensor, "R L"], text: Text
-    ) -> tuple[Float[Tensor, "R L W"], Float[Tensor, "R L V"]]:
+    def write(self, tokens: Int[Tensor, "R L"]) -> tuple[Float[Tensor, "R L W"], Float[Tensor, "R L V"]]:
         """Expand each row by as many tokens of text: their final hidden states, and logits of what follows each."""
         num = tokens.shape[1]
-        if self.graphs is None or self._place is None:
-            rows = zip(tokens.tolist(), self.positions, strict=True)
-            hidden = self.read_all([[text.span(ids, start, predicted=False)] for ids, start in rows])
-            return hidden, self.model.logits(hidden)
         blocks = range(self.next_block, self.next_block + self.rows * num, num)
-        first = list(zip(self.positions, self.ranks, blocks, self.cache.lengths, strict=True))
+        first = torch.tensor(list(zip(self.positions, self.ranks, blocks, self.cache.lengths, strict=True)))
         for row in range(self.rows):
             self.positions[row] += num
             self.ranks[row] += num
         self.next_block += self.rows * num
-        return self.graphs.text_pass(self._place, num)(tokens, torch.tensor(first))
+        if self.graphs is not None and self._place is not None:
+            return self.graphs.text_pass(self._place, num)(tokens, first)
+        position, rank, block, _ = first.to(self.device).unbind(-1)
+        stream = text_rows(tokens, position, rank, block, self.model.names.index("text"))
+        hidden = self._expand(stream, [num] * self.rows)
+        return hidden, self.model.logits(hidden)
 
     def forget(self, num_tokens: Sequence[int]) -> None:
         """Takes back the last tokens of each row; they are of text."""

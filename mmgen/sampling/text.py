@@ -5,22 +5,16 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmgen.modalities import Text
 from mmgen.model.joint import draft_flops
 from mmgen.sampling.cost import Cost, context_flops, head_flops
 from mmgen.sampling.session import Session
 
 
 class TextDecoder:
-    """Reads tokens into a session and takes them back; counts what its passes, and the drafts before them, cost.
+    """Reads tokens into a session and takes them back; counts what its passes, and the drafts before them, cost."""
 
-    `channels` is what all tokens of the context pass beside the blocks (see `cost.context_flops`).
-    """
-
-    def __init__(self, session: Session, text: Text, channels: int, cost: Cost) -> None:
+    def __init__(self, session: Session, cost: Cost) -> None:
         self.session = session
-        self.text = text
-        self.channels = channels
         self.cost = cost
         self._num_read = 0
 
@@ -29,14 +23,14 @@ class TextDecoder:
         session, model = self.session, self.session.model
         num_rows, self._num_read = tokens.shape
         num_keys = session.cache.length + self._num_read
-        hidden, logits = session.write(tokens, self.text)
+        hidden, logits = session.write(tokens)
         num = num_rows * self._num_read
         if self._num_read > 1:
             assert model.joint_head is not None, "a draft needs a head"
             head = model.joint_head.config
             drafted = draft_flops(head, model.config, self._num_read - 1, logits.shape[-1])
             self.cost.decode_flops += num_rows * drafted
-        self.cost.decode_flops += context_flops(model.config, num, num_keys, self.channels)
+        self.cost.decode_flops += context_flops(model.config, num, num_keys, channels=0)
         self.cost.decode_flops += head_flops(model.config, num, logits.shape[-1])
         return logits, hidden
 

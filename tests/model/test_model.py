@@ -40,7 +40,7 @@ def run(net: Model, batch: PackedBatch, state: NoisyState, backend="dense") -> t
     return hidden, outputs["image"]
 
 
-@pytest.mark.parametrize("time", ["adaln_single", "add"])
+@pytest.mark.parametrize("time", ["adaln_single", "adaln", "add"])
 @pytest.mark.parametrize("state_ffn", [False, True])
 def test_forward_is_expand_then_refine(time: str, state_ffn: bool):
     net = model(replace(TINY, time=time, state_ffn=state_ffn))

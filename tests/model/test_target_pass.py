@@ -80,7 +80,7 @@ def assert_target_is_right(net: Model) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in alone.items())
 
 
-@pytest.mark.parametrize("time", ["adaln_single", "add"])
+@pytest.mark.parametrize("time", ["adaln_single", "adaln", "add"])
 @pytest.mark.parametrize("state_ffn", [False, True])
 def test_the_target_is_a_second_forwards_and_carries_no_gradient(time: str, state_ffn: bool):
     assert_target_is_right(model(replace(TINY, time=time, state_ffn=state_ffn)))

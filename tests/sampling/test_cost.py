@@ -39,6 +39,7 @@ PROMPTS = ["red square", "a large blue circle on the white square", "the picture
 TRUNKS = {
     "grouped heads": TINY,
     "added times, untied head": replace(TINY, num_layers=1, num_kv_heads=4, time="add", tied=False),
+    "modulation of each block": replace(TINY, time="adaln"),
     "own feed-forward, wide": TrunkConfig(48, 3, 6, 3, 16, 40, state_ffn=True, modulation_norm=True),
 }
 

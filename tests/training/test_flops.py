@@ -32,6 +32,7 @@ CPU = torch.device("cpu")
 TRUNKS = {
     "grouped heads": TINY,
     "added times, untied head": replace(TINY, num_layers=1, num_kv_heads=4, time="add", tied=False),
+    "modulation of each block": replace(TINY, time="adaln"),
     "own feed-forward, wide": TrunkConfig(48, 3, 6, 3, 16, 40, state_ffn=True, modulation_norm=True),
 }
 

@@ -31,6 +31,7 @@ SHAPES = {
     "deep": (replace(SMALL, num_layers=6), PackConfig(1, 256, 128)),
     "long": (SMALL, PackConfig(1, 512, 1024)),
     "many short rows": (SMALL, PackConfig(8, 128, 128)),
+    "modulation of each block": (replace(SMALL, time="adaln"), PackConfig(2, 128, 256)),
     "added times": (replace(SMALL, time="add"), PackConfig(2, 128, 256)),
 }  # fmt: skip
 
