@@ -7,7 +7,7 @@ A benchmark is a module with a dataclass of arguments and a function from them t
         length: int = 1024
         \"\"\"Tokens of a document.\"\"\"
 
-    def measure(arguments: Arguments) -> list[Row]: ...
+    def measure(arguments: Arguments) -> list[Row]: ...  # or yields them
 
     if __name__ == "__main__":
         harness.run("attention", Arguments, measure, __doc__)
@@ -23,14 +23,16 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
@@ -83,40 +85,52 @@ A = TypeVar("A", bound=Arguments)
 def run(
     name: str,
     cls: type[A],
-    measure: Callable[[A], Sequence[Row]],
+    measure: Callable[[A], Iterable[Row]],
     doc: str | None,
     argv: Sequence[str] | None = None,
 ) -> Path:
     """Reads the command line, measures, prints a table, writes the JSON file and returns its path.
 
-    A mistake in the arguments, or a ValueError of the measurement, is one line on stderr and exit code 2.
+    Rows that `measure` yields are kept beside the file as they come, in one that ends in .part, so that a run which is
+    cut leaves what it measured; it goes when the run is whole. A mistake in the arguments, or a ValueError of the
+    measurement, is one line on stderr and exit code 2.
     """
     prog = f"python -m benchmarks.{name}"
     try:
         arguments = parse(cls, sys.argv[1:] if argv is None else argv, prog)
-        started = time.perf_counter()
-        rows = measure(arguments)
+        out = arguments.out or RESULTS / f"{name}.json"
+        part = out.with_name(out.name + ".part")
+        started, commit = time.perf_counter(), revision()
+        rows: list[Row] = []
+
+        def write(path: Path) -> None:
+            record = {
+                "name": name,
+                "what": " ".join((doc or "").split("\n\n")[0].split()),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": round(time.perf_counter() - started, 1),
+                "machine": machine(),
+                "versions": versions(PACKAGES),
+                "revision": commit,
+                # where it is written decides no figure
+                "arguments": to_mapping(dataclasses.replace(arguments, out=None)),
+                "rows": [{key: _json(value) for key, value in row.items()} for row in rows],
+            }
+            write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+        found = measure(arguments)
+        for row in found:
+            rows.append(row)
+            if not isinstance(found, Sequence):
+                write(part)
     except ValueError as error:
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    record = {
-        "name": name,
-        "what": " ".join((doc or "").split("\n\n")[0].split()),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - started, 1),
-        "machine": machine(),
-        "versions": versions(PACKAGES),
-        "revision": revision(),
-        "arguments": to_mapping(
-            dataclasses.replace(arguments, out=None)
-        ),  # where it is written decides no figure
-        "rows": [{key: _json(value) for key, value in row.items()} for row in rows],
-    }
-    out = arguments.out or RESULTS / f"{name}.json"
-    write_text(out, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    write(out)
+    part.unlink(missing_ok=True)
     console = Console()
     show(console, table(name, rows))
-    print_line(console, f"{record['seconds']} s; written to {out}")
+    print_line(console, f"{time.perf_counter() - started:.1f} s; written to {out}")
     return out
 
 
@@ -173,21 +187,25 @@ def compare(
     What slows the machine for a while slows both of a pair. The ratio is the median over pairs, with a bootstrap
     interval of 95 %.
     """
+    times = in_turns([a, b], repeats=repeats, warmup=warmup)
+    ratio = median(times[:, 0] / times[:, 1], "compare", seed)
+    return Comparison(float(np.median(times[:, 0])), float(np.median(times[:, 1])), ratio)
+
+
+def in_turns(
+    calls: Sequence[Callable[[], object]], *, repeats: int, warmup: int = 2
+) -> Float[np.ndarray, "R N"]:
+    """Seconds of each of N calls in each of R rounds; every other round goes through them backwards."""
     if repeats < 2:
         raise ValueError(f"repeats must be at least 2, is {repeats}")
     for _ in range(warmup):
-        for call in (a, b):
+        for call in calls:
             call()
-    pairs = []
-    for i in range(repeats):
-        if i % 2:
-            second, first = seconds(b), seconds(a)
-        else:
-            first, second = seconds(a), seconds(b)
-        pairs.append((first, second))
-    times = np.array(pairs)
-    ratio = median(times[:, 0] / times[:, 1], "compare", seed)
-    return Comparison(float(np.median(times[:, 0])), float(np.median(times[:, 1])), ratio)
+    times = np.zeros((repeats, len(calls)))
+    for number, row in enumerate(times):
+        for i in range(len(calls))[:: -1 if number % 2 else 1]:
+            row[i] = seconds(calls[i])
+    return times
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -202,7 +220,7 @@ def seconds(call: Callable[[], object]) -> float:
 def machine() -> dict[str, Any]:
     """Returns what the figures depend on: processor, cores that this process may use, memory, GPUs, system."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpus else None
+    driver = _driver() if gpus else None
     return {
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -222,6 +240,11 @@ def revision() -> dict[str, Any]:
 
     changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     return {"commit": git("rev-parse", "HEAD"), "changed": None if changed is None else bool(changed)}
+
+
+@cache  # rows that are written as they come would each ask anew
+def _driver() -> str | None:
+    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 
 
 def _output(*command: str) -> str | None:

@@ -7,7 +7,7 @@ p of seconds ~ length^p, fitted over the lengths.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -56,7 +56,7 @@ class Arguments(harness.Arguments):
     """Pairs of calls timed for each figure."""
 
 
-def measure(arguments: Arguments) -> list[harness.Row]:
+def measure(arguments: Arguments) -> Iterator[harness.Row]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = load_yaml(arguments.config, RunConfig)
     parts = build(config)
@@ -72,11 +72,13 @@ def measure(arguments: Arguments) -> list[harness.Row]:
             what = {"seed": seed, "pack": name, "particles": particles, **_shape(batch)}
             for backend in backends:
                 rows.append({**what, **_times(batch, backend, arguments, device, seed)})
+                yield rows[-1]
             for backend in PLANNED_ANYWHERE:
                 if backend not in backends:
                     seconds = _plan_seconds(batch, backend, arguments, device)
                     rows.append({**what, "backend": backend, "plan_seconds": seconds})
-    return rows + _powers(rows, lengths)
+                    yield rows[-1]
+    yield from _powers(rows, lengths)
 
 
 def _able(arguments: Arguments, device: torch.device) -> list[AttentionBackend]:

@@ -7,7 +7,7 @@ at the speed at which this device was found to copy memory; `share` is the floor
 recorded as CUDA graphs, and once more without (`graphs`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -78,17 +78,16 @@ class Blank(CodecOutline):
         return latents.new_zeros(len(latents), 3, *(self.downsample * side for side in latents.shape[2:]))
 
 
-def measure(arguments: Arguments) -> list[harness.Row]:
+def measure(arguments: Arguments) -> Iterator[harness.Row]:
     path = Path("configs/smoke.yaml") if arguments.quick else arguments.config
     config, device = load_yaml(path, RunConfig), default_device()
     speed = copy_speed(device)
-    rows: list[harness.Row] = [{"what": "copying memory", "gb_per_second": speed / 1e9}]
+    yield {"what": "copying memory", "gb_per_second": speed / 1e9}
     for seed in range(arguments.seeds):
         for graphs in (True, False) if device.type == "cuda" else (False,):
             sampler = random_sampler(config, arguments.precision, graphs, seed)
             for few, many in pairs(sampler, arguments):
-                rows.append(_row(few, many, 2 if arguments.quick else arguments.repeats, seed, speed))
-    return rows
+                yield _row(few, many, 2 if arguments.quick else arguments.repeats, seed, speed)
 
 
 def _row(few: Probe, many: Probe, repeats: int, seed: int, speed: float) -> harness.Row:

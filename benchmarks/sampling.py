@@ -14,11 +14,11 @@ from typing import cast
 from unittest import mock
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from benchmarks import harness
-from mmgen.modalities import build_modalities
+from mmgen.modalities import Text, build_modalities
 from mmgen.modalities.layout import BatchWriter, span_lengths
 from mmgen.model.attention import Attend, plan_attention
 from mmgen.model.model import Model
@@ -84,6 +84,13 @@ class Forgetful(Session):
             last[row, :num] = hidden[row, start : start + num]
         return last
 
+    def write(self, tokens: Int[Tensor, "R L"]) -> tuple[Float[Tensor, "R L W"], Float[Tensor, "R L V"]]:
+        text = self.modalities["text"]
+        assert isinstance(text, Text)
+        rows = zip(tokens.tolist(), self.positions, strict=True)
+        hidden = self.read_all([[text.span(ids, start, predicted=False)] for ids, start in rows])
+        return hidden, self.model.logits(hidden)
+
     def forget(self, num_tokens: Sequence[int]) -> None:
         super().forget(num_tokens)
         for own, num in zip(self.spans_read, num_tokens, strict=True):
@@ -138,21 +145,24 @@ def recomputing_ratio(work: Work) -> float:
         """Operations of the prefix, beside what the call does of it anyway."""
         prefix = call.keys - call.tokens
         keys = prefix if call.kind == "refine" else call.keys
-        channels = work.facts.all_channels
-        return call.times * context_flops(work.facts.trunk, call.rows * prefix, keys, channels)
+        trunk, channels = work.facts.trunk, work.facts.all_channels
+        more = context_flops(trunk, call.rows * prefix, keys, channels)
+        if (
+            call.kind == "decode"
+        ):  # read together with the prefix, new text passes the embedding of pictures too
+            more += 2.0 * call.rows * call.tokens * trunk.width * channels
+        return call.times * more
 
     more = sum(again(call) for batch in work.batches for call in batch.calls)
     return 1 + more / work.cost.flops
 
 
-def measure(arguments: Arguments) -> list[harness.Row]:
+def measure(arguments: Arguments) -> Iterator[harness.Row]:
     repeats = 2 if arguments.quick else arguments.repeats
-    rows: list[harness.Row] = []
     for seed in range(arguments.seeds):
         for name, sampler in _samplers(arguments, seed).items():
             for probe in _probes(sampler, arguments):
-                rows.append({"model": name, "seed": seed, **_compare(probe, repeats, seed)})
-    return rows
+                yield {"model": name, "seed": seed, **_compare(probe, repeats, seed)}
 
 
 def _samplers(arguments: Arguments, seed: int) -> dict[str, Sampler]:

@@ -7,20 +7,25 @@ share. With full checkpointing of activations a block's forward is computed agai
 matching takes four; the target pass saves nothing and is not: 1 + rho / 4. Several particles of a context are noisy
 copies of its one picture: nothing of the law changes, only how a share rho comes about. `counted` is the same from the
 operations of the shapes at hand, in which a noisy token costs more than a clean one: it reads more keys, and passes the
-head. Steps are timed in turns.
+head. Steps are timed in turns: with the target pass, with a second whole forward in its place, and without a target.
+Intervals are over seeds (of one seed: over rounds).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from benchmarks import harness
 from mmgen.data.pack import document_lengths
+from mmgen.evaluation.intervals import Estimate
 from mmgen.modalities import build_modalities
 from mmgen.model.attention import AttentionBackend
-from mmgen.model.model import Model
+from mmgen.model.model import BatchAttention, Model, StateTensors, Target
 from mmgen.model.trunk import Checkpointing, TrunkConfig
 from mmgen.objectives import IMM, FlowMatching, FlowMatchingConfig, IMMConfig, Objective
 from mmgen.rng import keyed_numpy
@@ -61,7 +66,7 @@ class Arguments(harness.Arguments):
     documents: int = 16
     """Noisy pictures of 64 tokens in a batch; a multiple of the 4 particles of a group."""
     repeats: int = 15
-    """Pairs of steps timed for each share and seed."""
+    """Rounds of the three steps, for each share and seed."""
     precision: Literal["bf16", "float32"] = "bf16"
     """Of the matrix products."""
     attention: AttentionBackend = "runs"
@@ -79,26 +84,77 @@ class Arguments(harness.Arguments):
             raise ValueError(f"compile needs attention dense, not {self.attention}: rows are of any length")
 
 
-def measure(arguments: Arguments) -> list[harness.Row]:
+class Anew(Model):
+    """The weights of another model, whose target is had by a second forward of everything."""
+
+    def __init__(self, model: Model) -> None:
+        torch.nn.Module.__init__(self)
+        self.__dict__.update(model.__dict__)
+
+    def forward(
+        self,
+        batch: PackedBatch,
+        x: StateTensors,
+        t: Tensor,
+        s: Tensor,
+        attention: BatchAttention,
+        target: Target | None = None,
+    ):
+        hidden, outputs, _ = super().forward(batch, x, t, s, attention)
+        assert target is not None
+        with torch.no_grad():
+            targets = super().forward(batch, target.x, target.r, target.s, attention)[1]
+        return hidden, outputs, targets
+
+
+def measure(arguments: Arguments) -> Iterator[harness.Row]:
     width, layers = (64, 2) if arguments.quick else (arguments.width, arguments.num_layers)
     repeats = 3 if arguments.quick else arguments.repeats
     heads = width // 64
     trunk = TrunkConfig(width, layers, heads, heads, 64, 3 * width)
-    rows: list[harness.Row] = []
-    for seed in range(arguments.seeds):
-        for case in CASES:
-            for share in SHARES:
-                row = _compare(trunk, case, share, arguments, repeats, seed)
-                rows.append({"checkpointing": case.checkpointing, "copies": case.copies, "seed": seed, **row})
-    return sorted(rows, key=lambda row: (row["copies"], row["checkpointing"] != "none"))
+    for case in CASES:
+        for share in SHARES:
+            facts, timed = {}, []
+            for seed in range(arguments.seeds):
+                facts, seconds = _time(trunk, case, share, arguments, repeats, seed)
+                timed.append(seconds)
+            yield {
+                "checkpointing": case.checkpointing,
+                "copies": case.copies,
+                **facts,
+                **_ratios(timed, facts),
+            }
 
 
-def _compare(
+def _ratios(timed: list[Float[np.ndarray, "R 3"]], facts: harness.Row) -> harness.Row:
+    imm, anew, flow = np.median(np.concatenate(timed), 0).tolist()
+
+    def over(a: int, b: int, expected: float = 1.0) -> Estimate:
+        ratios = [seconds[:, a] / seconds[:, b] / expected for seconds in timed]
+        if len(ratios) == 1:
+            return harness.median(ratios[0], "target_pass")
+        return harness.over_seeds([float(np.median(each)) for each in ratios])
+
+    return {
+        "imm_seconds": imm,
+        "whole_forward_seconds": anew,
+        "fm_seconds": flow,
+        "imm_over_fm": over(0, 2),
+        "whole_forward_over_fm": over(1, 2),
+        "over_expected": over(0, 2, facts["expected"]),
+    }
+
+
+def _time(
     trunk: TrunkConfig, case: Case, share: float, arguments: Arguments, repeats: int, seed: int
-) -> harness.Row:
+) -> tuple[harness.Row, Float[np.ndarray, "R 3"]]:
+    """What is expected, and the seconds of steps with a target pass, with a second forward, without either."""
     torch.manual_seed(seed)
     imm = _parts(trunk, case, IMM(IMMConfig(grouping="within" if case.copies > 1 else "across")))
-    flow = replace(imm, objective=FlowMatching(FlowMatchingConfig()))
+    anew, flow = (
+        replace(imm, model=Anew(imm.model)),
+        replace(imm, objective=FlowMatching(FlowMatchingConfig())),
+    )
     imm.model.trunk.checkpoint_blocks(case.checkpointing)
     if arguments.compile:
         torch.compiler.reset()  # other shapes than the case before
@@ -110,21 +166,18 @@ def _compare(
         picture_document(imm, caption, (SIDE, SIDE), keyed_numpy("target_pass", seed, i), predicted=False)
         for i in range(arguments.documents // case.copies)
     ]
-    feeds = [rows_feed(parts, documents, arguments.attention, seed) for parts in (imm, flow)]
-    steps = [_step(parts, feed, arguments.precision) for parts, feed in zip((imm, flow), feeds, strict=True)]
-    timed = harness.compare(steps[0], steps[1], repeats=repeats, seed=seed)
+    arms = imm, anew, flow
+    feeds = [rows_feed(parts, documents, arguments.attention, seed) for parts in arms]
+    steps = [_step(parts, feed, arguments.precision) for parts, feed in zip(arms, feeds, strict=True)]
+    seconds = harness.in_turns(steps, repeats=repeats, warmup=1 if default_device().type == "cpu" else 2)
     context, state = document_lengths(documents[0])
     rho = state / (context + state)
-    expected = 1 + rho / FORWARDS[case.checkpointing]
-    return {
+    facts = {
         "rho": rho,
-        "imm_seconds": timed.a,
-        "fm_seconds": timed.b,
-        "imm_over_fm": timed.ratio,
-        "expected": expected,
-        "over_expected": timed.ratio.value / expected,
+        "expected": 1 + rho / FORWARDS[case.checkpointing],
         "counted": _counted(imm, feeds[0].batch, case.checkpointing),
     }
+    return facts, seconds
 
 
 def _counted(parts: Parts, batch: PackedBatch, checkpointing: Checkpointing) -> float:

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,22 @@ def test_a_run_writes_what_was_measured_where_and_with_what(
     shown = capsys.readouterr().out
     assert "probe" in shown and "0.1235" in shown and "o.json" in shown
     assert [path.name for path in tmp_path.iterdir()] == ["o.json"]
+
+
+def test_a_run_that_is_cut_leaves_what_it_measured(tmp_path: Path) -> None:
+    out, part = tmp_path / "o.json", tmp_path / "o.json.part"
+
+    def cut(arguments: Arguments) -> Iterator[harness.Row]:
+        yield {"what": "a"}
+        assert [row["what"] for row in json.loads(part.read_text())["rows"]] == ["a"]
+        yield {"what": "b"}
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        harness.run("probe", Arguments, cut, None, ["--out", str(out)])
+    assert [row["what"] for row in json.loads(part.read_text())["rows"]] == ["a", "b"] and not out.exists()
+    harness.run("probe", Arguments, lambda arguments: iter(measure(arguments)), None, ["--out", str(out)])
+    assert len(json.loads(out.read_text())["rows"]) == 2 and not part.exists()
 
 
 @pytest.mark.parametrize("argv", [["--lenght", "3"], ["--seeds", "0"], ["--length", "0"]])

@@ -6,7 +6,7 @@ from benchmarks.target_pass import Arguments, measure
 
 
 def test_expected_and_counted_ratios() -> None:
-    rows = measure(Arguments(seeds=1, quick=True, documents=4))
+    rows = list(measure(Arguments(seeds=1, quick=True, documents=4)))
     assert len(rows) == 9
     for row in rows:
         forwards = 4 if row["checkpointing"] == "full" else 3
