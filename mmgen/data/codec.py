@@ -134,7 +134,11 @@ def _decode_text(data: bytes) -> str:
 
 def _is_unicode(text: str) -> bool:
     """Whether it can be written as UTF-8: JSON may escape half of a surrogate pair."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _decode_json(data: bytes) -> dict[str, Any]:
