@@ -257,7 +257,8 @@ class Batch:
         def counted(x: Tensor, t: float, s: float, num: int) -> Sequence[Tensor]:
             rows, tokens = num * len(x), x.shape[1]
             seen = max(context.session.cache.length for context in contexts[:num]) + tokens
-            self.cost.refine_flops += state_flops(self.model.config, rows, rows * tokens, seen, *channels)
+            # one instance: all rows are at one time
+            self.cost.refine_flops += state_flops(self.model.config, 1, rows * tokens, seen, *channels)
             self.cost.nfe += num
             found = outputs(x, t, s, num)
             self.cost.memory = max(self.cost.memory, held + outputs.num_bytes)

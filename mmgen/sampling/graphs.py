@@ -165,7 +165,7 @@ class TextPass:
 
 
 class NoisyPass:
-    """Noisy tokens behind all that a whole cache holds: G(x, t, s), with an instance a row."""
+    """Noisy tokens behind all that a whole cache holds: G(x, t, s), all rows at one time."""
 
     def __init__(self, model: Model, cache: Cache, stream: Stream, name: str) -> None:
         self.model = model
@@ -198,7 +198,7 @@ class NoisyPass:
         mask.copy_(allow(stream.layout, self.cache.layout)[:, None])
 
     def __call__(
-        self, x: Float[Tensor, "R S D"], t: Float[Tensor, "R"], s: Float[Tensor, "R"]
+        self, x: Float[Tensor, "R S D"], t: Float[Tensor, "1"], s: Float[Tensor, "1"]
     ) -> Float[Tensor, "R S D"]:
         if self._recorded is None:
             self._recorded = Recorded(self._refine, [x, t, s])

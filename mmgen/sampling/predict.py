@@ -88,9 +88,9 @@ class Call:
     def trunk_flops(self, facts: ModelFacts) -> float:
         """Operations of the blocks with what is around them, but for logits and drafts."""
         if self.kind == "refine":
-            # noisy tokens are of pictures
+            # noisy tokens are of pictures, and all rows are at one time
             sizes = facts.channels["image"], facts.all_channels
-            flops = state_flops(facts.trunk, self.rows, self.rows * self.tokens, self.keys, *sizes)
+            flops = state_flops(facts.trunk, 1, self.rows * self.tokens, self.keys, *sizes)
         else:
             # a pass over new text embeds text alone
             channels = 0 if self.kind == "decode" else facts.all_channels

@@ -163,8 +163,8 @@ class _Call:
                 row += 1
         stream = move(writer.state, first.device)
         assert stream.instance is not None, "state tokens belong to instances"
-        # a row is of one instance, whose modulation is then broadcast, not gathered for every token
-        self.stream = replace(stream, instance=stream.instance[:, :1])
+        # all rows are at one time: one modulation is made, and broadcast rather than gathered for every token
+        self.stream = replace(stream, instance=torch.zeros_like(stream.instance[:1, :1]))
         caches = [session.cache for session in sessions]
         held = max(cache.length for cache in caches)
         if first.graphs is not None:
@@ -186,9 +186,7 @@ class _Call:
         self._refine = self._as_it_is
 
     def __call__(self, x: Tensor, t: float, s: float, told_target: ToldTarget) -> Sequence[Tensor]:
-        now, target = (
-            torch.full((self.rows,), time, dtype=torch.float64, device=x.device) for time in (t, s)
-        )
+        now, target = (torch.full((1,), time, dtype=torch.float64, device=x.device) for time in (t, s))
         return self._refine(torch.cat([x] * self.num), now, told_target(now, target)).chunk(self.num)
 
     def _as_it_is(self, x: Tensor, now: Tensor, told: Tensor) -> Tensor:

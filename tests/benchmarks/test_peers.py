@@ -64,7 +64,7 @@ def test_the_rows_of_the_peers_that_are_installed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(peers, "PEERS", installed)
     rows = measure(Arguments(seeds=1, quick=True))
     assert {row["peer"] for row in rows} == set(installed)
-    assert len(rows) == 2 + 2 * 2 * 2 * 2
+    assert len(rows) == 2 + 3 * 2 * 2 * 2
     for row in rows:
         assert row["our_seconds"] > 0 and row["their_seconds"] > 0
         if row["matched"] in ("parameters", "weights"):

@@ -228,7 +228,8 @@ def test_of_several_candidates_the_one_that_the_scorer_likes_best_is_kept():
         assert answer.score == pytest.approx(best.mean().item(), abs=1e-6)
     one = draws.answer(requests, replace(plan, candidates=1), seed=2)
     assert kept.cost.nfe == 5 * one.cost.nfe
-    assert kept.cost.refine_flops == pytest.approx(5 * one.cost.refine_flops)
+    # but for the modulation, which is made once for all that are drawn together
+    assert 4.5 * one.cost.refine_flops < kept.cost.refine_flops < 5 * one.cost.refine_flops
 
 
 def test_the_likelihood_of_a_text_after_a_picture_is_the_trunks():
