@@ -84,6 +84,13 @@ class Forgetful(Session):
             last[row, :num] = hidden[row, start : start + num]
         return last
 
+    @staticmethod
+    def read_first(sessions: Sequence[Session], spans: Sequence[Sequence[Sequence[Span]]]) -> None:
+        for session, own in zip(sessions, spans, strict=True):
+            for kept, more in zip(cast(Forgetful, session).spans_read, own, strict=True):
+                kept += more
+        Session.read_first(sessions, spans)
+
     def write(self, tokens: Int[Tensor, "R L"]) -> tuple[Float[Tensor, "R L W"], Float[Tensor, "R L V"]]:
         text = self.modalities["text"]
         assert isinstance(text, Text)

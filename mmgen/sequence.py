@@ -152,6 +152,24 @@ class Stream:
     layout: Layout
     instance: Int[Tensor, "B L"] | None = None
 
+    @staticmethod
+    def side_by_side(streams: Sequence["Stream"]) -> "Stream":
+        """Clean tokens of several streams along L, each stream's documents apart from the others'."""
+        layouts, first = [], 0
+        for stream in streams:
+            document = stream.layout.document
+            layouts.append(
+                replace(stream.layout, document=torch.where(document == PAD, PAD, document + first))
+            )
+            first += len(document)
+        return Stream(
+            torch.cat([stream.modality for stream in streams], 1),
+            torch.cat([stream.ids for stream in streams], 1),
+            {name: torch.cat([s.values[name] for s in streams], 1) for name in streams[0].values},
+            torch.cat([stream.positions for stream in streams], 1),
+            Layout.concat(layouts),
+        )
+
 
 @dataclass(frozen=True)
 class Instances:

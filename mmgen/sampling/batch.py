@@ -210,7 +210,7 @@ class Batch:
         for context in contexts:
             for row in range(len(self.rows)):
                 context.append(row, self.documents.size(grid, context.next_position(row)))
-            context.read()
+        Context.read_each(contexts)
         starts = [[context.next_position(row) for row in range(len(self.rows))] for context in contexts]
         pictures = [own + self._num_drawn for own in self._num_given]
         keys = [_number(own) for own in pictures]

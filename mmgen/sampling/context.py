@@ -61,9 +61,28 @@ class Context:
         self._count()
         return hidden
 
-    def _count(self) -> None:
-        longest = max(sum(map(len, spans)) for spans in self._pending)
-        num, keys = len(self._pending) * longest, self.session.cache.length
+    @staticmethod
+    def read_each(contexts: Sequence["Context"]) -> None:
+        """`read` of each: in one pass those that have read nothing yet."""
+        fresh = [context for context in contexts if not context.session.cache.length]
+        if len(fresh) > 1:
+            Session.read_first([each.session for each in fresh], [each._pending for each in fresh])
+            total = sum(each._longest for each in fresh)
+            for context in fresh:
+                context._count(total)
+        for context in contexts:
+            if any(context._pending):
+                context.read()
+
+    @property
+    def _longest(self) -> int:
+        """Tokens that are pending in a row, at most."""
+        return max(sum(map(len, spans)) for spans in self._pending)
+
+    def _count(self, keys: int | None = None) -> None:
+        """What reading cost, where each token scored so many keys: all that the context holds, if not said."""
+        num = len(self._pending) * self._longest
+        keys = self.session.cache.length if keys is None else keys
         spent = "commit_flops" if self._finished else self.spent
         flops = context_flops(self.session.model.config, num, keys, self.channels)
         setattr(self.cost, spent, getattr(self.cost, spent) + flops)

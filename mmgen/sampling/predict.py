@@ -237,9 +237,10 @@ def _pictures(
         rest = contexts[0] - min(round(held), longest + thought.tokens)
         calls.append(Call("prefill", 1, rows, rest, contexts[0]))
         room = NEW_LINE + plan.thinking + 2 * k + BEGIN + max(prompt_tokens) + SIZE - contexts[0]
+        calls += [Call("prefill", 1, rows, context, context) for context in contexts[1:]]
     else:
-        calls.append(Call("prefill", 1, rows, contexts[0], contexts[0]))
-    calls += [Call("prefill", 1, rows, context, context) for context in contexts[1:]]
+        # contexts of which nothing has been read are read in one pass
+        calls.append(Call("prefill", 1, rows, sum(contexts), sum(contexts)))
     nfe = copied = 0
     for number, (band, steps) in enumerate(zip(parts, plan.block_steps, strict=True)):
         tokens = band.stop - band.start

@@ -66,6 +66,30 @@ class Session:
 
     def read_all(self, spans: Sequence[Sequence[Span]]) -> Float[Tensor, "R L W"]:
         """`read`, returning the final hidden states of all new tokens, each row's from the left."""
+        return self._expand(*self._write(spans))
+
+    @staticmethod
+    def read_first(sessions: Sequence["Session"], spans: Sequence[Sequence[Sequence[Span]]]) -> None:
+        """What each of some sessions of a model reads first, in one pass over all: what stands side by side in a row is
+        of documents that do not read each other.
+        """
+        assert not any(session.cache.length for session in sessions), (
+            "keys and values of a cache are a row's own"
+        )
+        written = [session._write(own) for session, own in zip(sessions, spans, strict=True)]
+        joined = Stream.side_by_side([stream for stream, _ in written])
+        attend = plan_attention(joined.layout, joined.layout, "dense")
+        kvs = sessions[0].model.expand(joined, attend)[1]
+        start = 0
+        for session, (stream, lengths) in zip(sessions, written, strict=True):
+            here = slice(None), slice(start, start + stream.ids.shape[1])
+            start = here[1].stop
+            session.cache.make_room(stream.layout, lengths)
+            for layer, (k, v) in zip(session.cache.layers, kvs, strict=True):
+                layer.extend(k[here], v[here])
+
+    def _write(self, spans: Sequence[Sequence[Span]]) -> tuple[Stream, list[int]]:
+        """The tokens of each row's spans, and how many they are."""
         lengths = [sum(span_lengths(span)[0] for span in row) for row in spans]
         writer = BatchWriter(self.rows, max(lengths), 0, self.modalities, first_block=self.next_block)
         for row, items in enumerate(spans):
@@ -74,7 +98,7 @@ class Session:
                 self.ranks[row] = writer.add(span)
                 self.positions[row] = span.next_position
         self.next_block = writer.block
-        return self._expand(move(writer.context, self.device), lengths)
+        return move(writer.context, self.device), lengths
 
     def _expand(self, stream: Stream, lengths: Sequence[int]) -> Float[Tensor, "R L W"]:
         self.cache.make_room(stream.layout, lengths)

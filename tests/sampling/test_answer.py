@@ -23,7 +23,7 @@ from mmgen.sampling.request import Event, Request
 from mmgen.sampling.sampler import Sampler
 from mmgen.sampling.score import likelihood
 from mmgen.sampling.session import Session
-from mmgen.sequence import Span
+from mmgen.sequence import Span, Stream
 from tests.parts import TINY, modalities, model, picture
 
 MOMENTS = IMM(IMMConfig())
@@ -180,6 +180,28 @@ def test_a_thought_after_a_text_is_parted_from_it(joint: str | None, per_pass: i
                 assert found == draws.text.tokenizer.decode(ids)
                 more = [*ids, *draws.text.separator()]
                 spans.append(draws.text.span(more, spans[-1].next_position, predicted=False))
+
+
+def test_the_contexts_of_guidance_are_read_in_one_pass(monkeypatch: pytest.MonkeyPatch):
+    """Prompts of unlike lengths and their null beside them, as if each had been read by itself."""
+    draws, plan = sampler(), Plan(steps=2, guidance=2.0)
+    prompts = ["red square", "a large blue circle on the white", "green"]
+    read, expand = [], draws.model.expand
+
+    def counted(stream: Stream, *others):
+        read.append(stream.ids.shape)
+        return expand(stream, *others)
+
+    monkeypatch.setattr(draws.model, "expand", counted)
+    drawn = draws.generate(prompts, plan, seed=5).latents
+    null = draws.documents.begin([], keyed_numpy)
+    longest = max(sum(map(len, draws.documents.begin([prompt], keyed_numpy))) for prompt in prompts)
+    assert read == [(3, longest + 2 + sum(map(len, null)) + 2)]
+    for index, prompt in enumerate(prompts):
+        spans = draws.documents.begin([prompt], keyed_numpy)
+        noise = torch.randn(16, draws.image.channels, generator=keyed_torch(5 + index, "picture"))
+        alone = draw_from(draws, spans, noise, plan, null=null)
+        torch.testing.assert_close(drawn[index], alone, rtol=0, atol=1e-6)
 
 
 def test_pictures_and_texts_of_a_condition_guide_apart():
