@@ -91,10 +91,8 @@ def _cases(arguments: Arguments, seed: int, peers: set[str]) -> Iterator[Case]:
     max_tokens = 8 if quick else arguments.max_tokens
     sizes = Sizes(width, layers, arguments.documents, side, arguments.steps, max_tokens)
     batch = (1, 2) if quick else arguments.batch
-    matched: tuple[Matched, ...] = (
-        "sizes",
-        "parameters",
-    )  # transfusion-pytorch's are per token: no blocks alike
+    # transfusion-pytorch's modulations are made for every token: mmgen has no such blocks
+    matched: tuple[Matched, ...] = ("sizes", "parameters")
     precisions: tuple[Precision, ...] = ("float32", "bf16")
     if "transfusion-pytorch" in peers:
         yield from training(sizes, matched, precisions, seed)
