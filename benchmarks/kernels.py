@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from benchmarks import harness
 from mmgen.config import load_yaml
 from mmgen.data.loader import build_loaders
 from mmgen.modalities.base import text_positions
-from mmgen.modalities.layout import BatchWriter, span_lengths
+from mmgen.modalities.layout import BatchWriter
 from mmgen.model.attention import AttentionBackend, choose_backend
 from mmgen.model.attention.rule import count_pairs
 from mmgen.model.model import plan_batch
@@ -107,12 +108,12 @@ def _long(parts: Parts, length: int, particles: int, seed: int) -> PackedBatch:
     while left > 2 * PICTURE:
         text = min(int(draw.integers(PICTURE // 2, 3 * PICTURE // 2)), left - PICTURE)
         values = torch.zeros(PICTURE, image.channels)
-        place = torch.zeros(PICTURE, 3, dtype=torch.long)
+        place = np.zeros((PICTURE, 3), dtype=np.int64)
         spans.append(_text(text))
         spans.append(Span("image", place, None, values, values, (PICTURE,), copies=particles, predicted=True))
         left -= text + PICTURE
     spans.append(_text(left))
-    context, state = (sum(lengths) for lengths in zip(*map(span_lengths, spans), strict=True))
+    context, state = (sum(lengths) for lengths in zip(*(span.lengths for span in spans), strict=True))
     writer = BatchWriter(1, context, -(-state // 128) * 128, parts.modalities)
     writer.write(0, Document(tuple(spans)))
     return writer.finish()
@@ -120,7 +121,7 @@ def _long(parts: Parts, length: int, particles: int, seed: int) -> PackedBatch:
 
 def _text(length: int) -> Span:
     # nothing is predicted: of labels attention knows nothing
-    return Span("text", text_positions(0, length), torch.zeros(length, dtype=torch.long), predicted=False)
+    return Span("text", text_positions(0, length), np.zeros(length, dtype=np.int64), predicted=False)
 
 
 def _shape(batch: PackedBatch) -> dict[str, float]:

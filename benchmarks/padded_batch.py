@@ -13,7 +13,7 @@ import torch
 from benchmarks import harness
 from mmgen.config import load_yaml
 from mmgen.data.compose import compose
-from mmgen.data.pack import Packer, document_lengths
+from mmgen.data.pack import Packer
 from mmgen.data.streams import SampleStream
 from mmgen.modalities.layout import BatchWriter
 from mmgen.model.attention import AttentionBackend
@@ -82,7 +82,7 @@ def _packed(config: RunConfig, parts: Parts, seed: int) -> tuple[list[Document],
 
 
 def _padded(parts: Parts, documents: Sequence[Document]) -> PackedBatch:
-    contexts, states = zip(*map(document_lengths, documents), strict=True)
+    contexts, states = zip(*(document.lengths for document in documents), strict=True)
     writer = BatchWriter(len(documents), max(contexts), max(states), parts.modalities)
     for row, document in enumerate(documents):
         writer.write(row, document)

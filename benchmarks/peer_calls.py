@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from mmgen.hub.qwen3 import qwen3_config, to_qwen3
 from mmgen.modalities import Image, Modality, Text, build_modalities
-from mmgen.modalities.layout import BatchWriter, span_lengths
+from mmgen.modalities.layout import BatchWriter
 from mmgen.model.model import Model
 from mmgen.model.trunk import TrunkConfig
 from mmgen.objectives import FlowMatching, FlowMatchingConfig
@@ -305,7 +305,7 @@ def _our_step(parts: Parts, samples: Samples, precision: Precision, seed: int) -
 
     def step() -> None:
         documents = [_document(sample, text, image, seed) for sample in samples]
-        lengths = [span_lengths(span) for document in documents for span in document.spans]
+        lengths = [span.lengths for document in documents for span in document.spans]
         context, state = (sum(each) for each in zip(*lengths, strict=True))
         writer = BatchWriter(1, context, state, parts.modalities)
         for document in documents:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import harness
 from mmgen.modalities import Text, build_modalities
-from mmgen.modalities.layout import BatchWriter, span_lengths
+from mmgen.modalities.layout import BatchWriter
 from mmgen.model.attention import Attend, plan_attention
 from mmgen.model.model import Model
 from mmgen.model.trunk import TrunkConfig
@@ -72,8 +72,8 @@ class Forgetful(Session):
         self.spans_read: list[list[Span]] = [[] for _ in range(self.rows)]
 
     def read_all(self, spans: Sequence[Sequence[Span]]) -> Float[Tensor, "R L W"]:
-        before = [sum(span_lengths(span)[0] for span in row) for row in self.spans_read]
-        new = [sum(span_lengths(span)[0] for span in row) for row in spans]
+        before = [sum(span.lengths[0] for span in row) for row in self.spans_read]
+        new = [sum(span.lengths[0] for span in row) for row in spans]
         for own, more in zip(self.spans_read, spans, strict=True):
             own += more
         self.cache = Cache(self.rows, self.cache.capacity, len(self.cache.layers), self.device)
@@ -134,7 +134,7 @@ class Anew(Refinement):
             writer.begin(row, document=row)
             for span in items:
                 writer.add(span)
-        stream = move(writer.context, self.sessions[0].device)
+        stream = move(writer.context(), self.sessions[0].device)
         return stream, plan_attention(stream.layout, stream.layout, "dense")
 
 

@@ -21,7 +21,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks import harness
-from mmgen.data.pack import document_lengths
 from mmgen.evaluation.intervals import Estimate
 from mmgen.modalities import build_modalities
 from mmgen.model.attention import AttentionBackend
@@ -170,7 +169,7 @@ def _time(
     feeds = [rows_feed(parts, documents, arguments.attention, seed) for parts in arms]
     steps = [_step(parts, feed, arguments.precision) for parts, feed in zip(arms, feeds, strict=True)]
     seconds = harness.in_turns(steps, repeats=repeats, warmup=1 if default_device().type == "cpu" else 2)
-    context, state = document_lengths(documents[0])
+    context, state = documents[0].lengths
     rho = state / (context + state)
     facts = {
         "rho": rho,

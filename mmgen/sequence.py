@@ -42,7 +42,8 @@ class Span:
     """A run of tokens of one modality, in reading order.
 
     A discrete span has `ids` and every token is a block of its own. A continuous span has `values` (clean, standard
-    deviation sigma_data) and `blocks`, the token counts of its autoregressive blocks.
+    deviation sigma_data) and `blocks`, the token counts of its autoregressive blocks. Integers are numpy's, which takes
+    less time than torch for so few.
 
     `predicted` says that the model is trained to produce the span: cross entropy on ids, `copies` noisy copies of each
     block of values, which share one context.
@@ -51,8 +52,8 @@ class Span:
     """
 
     modality: str
-    positions: Int[Tensor, "N 3"]
-    ids: Int[Tensor, "N"] | None = None
+    positions: Int[np.ndarray, "N 3"]
+    ids: Int[np.ndarray, "N"] | None = None
     values: Float[Tensor, "N D"] | None = None
     committed: Float[Tensor, "N D"] | None = None
     blocks: tuple[int, ...] = ()
@@ -67,12 +68,24 @@ class Span:
         )
 
     def __len__(self) -> int:
-        return self.positions.shape[0]
+        return len(self.positions)
 
     @cached_property
     def next_position(self) -> int:
         """Where the next span begins: one past the largest position, whether or not the clean copy is present."""
-        return int(self.positions.numpy().max()) + 1  # of so few numbers, numpy finds it sooner
+        return int(self.positions.max()) + 1
+
+    @cached_property
+    def clean_blocks(self) -> tuple[int, ...]:
+        """Blocks of a continuous span that a later token reads: all if a later span does, else all but the last."""
+        return self.blocks if self.read else self.blocks[:-1]
+
+    @cached_property
+    def lengths(self) -> tuple[int, int]:
+        """Tokens that the span takes of the context stream and of the state stream."""
+        if self.values is None:
+            return len(self), 0
+        return sum(self.clean_blocks), self.copies * len(self) if self.predicted else 0
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,15 @@ class Document:
 
     def __len__(self) -> int:
         return sum(map(len, self.spans))
+
+    @cached_property
+    def lengths(self) -> tuple[int, int]:
+        """Tokens that the document takes of the context stream and of the state stream."""
+        context = state = 0
+        for span in self.spans:
+            context += span.lengths[0]
+            state += span.lengths[1]
+        return context, state
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 
 from mmgen.modalities import Modality, Place, Text
 from mmgen.rng import draw_index
@@ -50,9 +49,16 @@ def check_tasks(config: ComposeConfig, modalities: Mapping[str, Modality]) -> No
 
 
 def compose(
-    sample: Sample, config: ComposeConfig, modalities: Mapping[str, Modality], draw: np.random.Generator
+    sample: Sample,
+    config: ComposeConfig,
+    modalities: Mapping[str, Modality],
+    draw: np.random.Generator,
+    source: str = "",
 ) -> Document:
-    """One document of the sample, its task drawn by weight. Raises MissingPart where the sample lacks a part."""
+    """One document of the sample, its task drawn by weight; `source` is the name of the sample's source of data.
+
+    Raises MissingPart where the sample lacks a part.
+    """
     tasks = list(config.tasks)
     task = tasks[draw_index([config.tasks[task] for task in tasks], draw)]
     if task == INTERLEAVED:
@@ -76,7 +82,7 @@ def compose(
         place = Place(spans[-1].next_position, first, last, level, name == before == "text")
         spans += modalities[name].encode(part, place, draw)
         before = name
-    return Document(tuple(spans), sample.key)
+    return Document(tuple(spans), sample.key, source)
 
 
 def cut_text(document: Document, length: int, modalities: Mapping[str, Modality]) -> list[Document]:
@@ -89,7 +95,7 @@ def cut_text(document: Document, length: int, modalities: Mapping[str, Modality]
     begin, *rest = document.spans
     if not rest or any(span.ids is None or not span.predicted for span in rest):
         return []  # a picture, or its size
-    ids = torch.cat([span.ids for span in rest if span.ids is not None]).tolist()
+    ids = np.concatenate([span.ids for span in rest if span.ids is not None]).tolist()
     room = length - len(begin)
     return [
         replace(document, spans=(begin, text.span(ids[start : start + room], begin.next_position)))

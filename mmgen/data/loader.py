@@ -18,7 +18,7 @@ from torch import Tensor
 from mmgen.data.codec import BrokenSample
 from mmgen.data.compose import ComposeConfig, check_tasks, compose, cut_text
 from mmgen.data.mix import Mix, Weighting
-from mmgen.data.pack import PackConfig, Packer, document_lengths
+from mmgen.data.pack import PackConfig, Packer
 from mmgen.data.rejects import summary
 from mmgen.data.source import SourceConfig, SourceReader
 from mmgen.data.streams import Position, SampleStream, check_weights
@@ -174,7 +174,7 @@ class Loader:
             self._drop(drawn, sample, f"no room in a batch for a group of {self.grouping.particles}")
             return
         self._num_alone += 1
-        self.mix.add(drawn.source, sum(document_lengths(filled)) - sum(document_lengths(document)))
+        self.mix.add(drawn.source, sum(filled.lengths) - sum(document.lengths))
         self._place(packer, [(replace(drawn, alone=True), filled)])
 
     def _place(self, packer: Packer, unit: Sequence[tuple[Drawn, Document]]) -> None:
@@ -206,7 +206,7 @@ class Loader:
             self._drop(drawn, sample, missing.reason)
             return []
         found = self._fit(packer, drawn, document, sample)
-        self.mix.add(name, sum(sum(document_lengths(each)) for _, each in found))
+        self.mix.add(name, sum(sum(each.lengths) for _, each in found))
         return found
 
     def _fit(
@@ -219,7 +219,7 @@ class Loader:
             self._num_pieces += len(pieces)
             return [(replace(drawn, piece=piece), each) for piece, each in enumerate(pieces)]
         if self.config.too_long == "stop":
-            context, state = document_lengths(document)
+            context, state = document.lengths
             pack = self.config.pack
             raise ValueError(
                 f"source {drawn.source}: {sample.shard}: {sample.key} has {context} context and {state} state tokens, "
@@ -231,8 +231,7 @@ class Loader:
 
     def _compose(self, drawn: Drawn, sample: Sample) -> Document:
         draw = keyed_numpy(self.seed, "compose", drawn.number)
-        document = compose(sample, self.config.compose, self.modalities, draw)
-        return replace(document, source=drawn.source)
+        return compose(sample, self.config.compose, self.modalities, draw, drawn.source)
 
     def _cut(self, document: Document) -> list[Document]:
         return cut_text(document, self.config.pack.context_length, self.modalities)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmgen.modalities import Modality
-from mmgen.modalities.layout import BatchWriter, span_lengths
+from mmgen.modalities.layout import BatchWriter
 from mmgen.sequence import UNGROUPED, Document, Grouping, PackedBatch
 
 
@@ -30,12 +30,6 @@ class PackConfig:
                 raise ValueError(f"{name} {getattr(self, name)} must be a multiple of 128")
 
 
-def document_lengths(document: Document) -> tuple[int, int]:
-    """Tokens that the document takes of the context stream and of the state stream."""
-    context, state = zip(*map(span_lengths, document.spans), strict=True)
-    return sum(context), sum(state)
-
-
 class Packer:
     """Collects the documents of one batch."""
 
@@ -46,38 +40,47 @@ class Packer:
         self.modalities = modalities
         self.grouping = grouping
         self.rows: list[list[Document]] = [[] for _ in range(config.rows)]
-        self.used = [[0, 0] for _ in range(config.rows)]
+        self._left = self._empty()
+
+    def _empty(self) -> list[list[int]]:
+        """Tokens of context and of state that each row has room for."""
+        return [[self.config.context_length, self.config.state_length] for _ in self.rows]
 
     def fits_empty(self, *documents: Document) -> bool:
         """Whether the documents have room in a batch of their own."""
-        return self._find_rows(documents, [[0, 0] for _ in self.rows]) is not None
+        if len(documents) > len(self.rows):
+            return self._take(documents, self._empty()) is not None
+        lengths = (document.lengths for document in documents)  # a row for each
+        return all(c <= self.config.context_length and s <= self.config.state_length for c, s in lengths)
 
     def add(self, *documents: Document) -> bool:
         """Place each document in the first row with room; False, and none is placed, where one has none."""
-        used = [list(row) for row in self.used]
-        found = self._find_rows(documents, used)
+        found = self._take(documents, self._left)
         if found is None:
             return False
         for document, row in zip(documents, found, strict=True):
             self.rows[row].append(document)
-        self.used = used
         return True
 
-    def _find_rows(self, documents: Sequence[Document], used: list[list[int]]) -> list[int] | None:
-        """The row of each document, None where one has no room; `used` grows by them."""
-        found = []
+    @staticmethod
+    def _take(documents: Sequence[Document], left: list[list[int]]) -> list[int] | None:
+        """The row of each document, whose tokens are taken of what is `left`.
+
+        None, and nothing is taken, where one has no room.
+        """
+        found: list[int] = []
         for document in documents:
-            context, state = document_lengths(document)
-            for index, row in enumerate(used):
-                if (
-                    row[0] + context <= self.config.context_length
-                    and row[1] + state <= self.config.state_length
-                ):
-                    row[0] += context
-                    row[1] += state
+            context, state = document.lengths
+            for index, row in enumerate(left):
+                if context <= row[0] and state <= row[1]:
+                    row[0] -= context
+                    row[1] -= state
                     found.append(index)
                     break
             else:
+                for placed, index in zip(documents, found, strict=False):
+                    left[index][0] += placed.lengths[0]
+                    left[index][1] += placed.lengths[1]
                 return None
         return found
 

@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -102,6 +101,6 @@ class Modality(ABC):
 
 
 @lru_cache(maxsize=4096)
-def text_positions(start: int, length: int) -> Tensor:
+def text_positions(start: int, length: int) -> Int[np.ndarray, "N 3"]:
     """[length, 3]: text carries the same number on every axis."""
-    return torch.arange(start, start + length)[:, None].expand(-1, 3)
+    return np.arange(start, start + length)[:, None].repeat(3, axis=1)

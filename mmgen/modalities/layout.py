@@ -5,7 +5,8 @@ by rank, block and position.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,20 +28,6 @@ from mmgen.sequence import (
 )
 
 
-def span_lengths(span: Span) -> tuple[int, int]:
-    """Tokens that a span takes of the context stream and of the state stream."""
-    if span.values is None:
-        return len(span), 0
-    return sum(_clean_blocks(span)), span.copies * len(span) if span.predicted else 0
-
-
-def _clean_blocks(span: Span) -> tuple[int, ...]:
-    """Blocks of a continuous span that a later token reads: all if a later span does, else all but the last."""
-    if span.read:
-        return span.blocks
-    return span.blocks[:-1]
-
-
 class BatchWriter:
     """Writes spans into a batch of `rows`, each row's documents in reading order (which is rank order)."""
 
@@ -56,11 +43,8 @@ class BatchWriter:
     ) -> None:
         self.names = list(modalities)
         channels = {name: modality.channels for name, modality in modalities.items() if modality.channels}
-        self.context = _empty_stream(rows, context_length, channels)
-        self.state = _empty_stream(rows, state_length, channels)
-        self.labels = torch.full((rows, context_length), NO_LABEL)
-        self._context, self._state = _Integers.of(self.context), _Integers.of(self.state)
-        self._labels = self.labels.numpy()
+        self._context = _Runs(rows, context_length, self.names, channels)
+        self._state = _Runs(rows, state_length, self.names, channels)
         self.first_group = first_group
         self.grouping = grouping
         self.block = first_block
@@ -68,15 +52,13 @@ class BatchWriter:
         self._contexts: list[int] = []  # of each instance
         self._read: tuple[Hashable, ...] = ()  # what the document has in its context so far
         self._numbers: dict[Hashable, int] = {}  # of what has been read
-        self._used = [[0, 0] for _ in range(rows)]
-        self._row = self._document = self._rank = self._first = 0
+        self._row = self._document = self._rank = 0
         self._written: list[Document] = []
 
     def begin(self, row: int, document: int, rank: int = 0) -> None:
         """What is added next continues `document` in `row`, from `rank` on."""
         self._row, self._document, self._rank = row, document, rank
         self._read = ()
-        self._first = self._used[row][0]
 
     def write(self, row: int, document: Document) -> None:
         """Append a whole document to `row`; documents are numbered as they come."""
@@ -94,67 +76,54 @@ class BatchWriter:
             self._add_values(span, span.values)
         return self._rank
 
-    def _add_ids(self, span: Span, ids: Tensor) -> None:
-        here = self._take(0, len(span))
-        index = np.arange(len(span))
-        numbers = ids.numpy()
-        self._context.ids[self._row, here] = numbers
-        if span.predicted:
-            assert here.start > self._first, "the first token of a document has nothing to predict it"
-            self._labels[self._row, here.start - 1 : here.stop - 1] = numbers
-        self._write(self._context, here, span, slice(None), self.block + index, self._rank + index)
-        self._read = (*self._read, numbers.tobytes())
-        self.block += len(span)
-        self._rank += len(span)
+    def _add_ids(self, span: Span, ids: np.ndarray) -> None:
+        num = len(span)
+        self._context.ids.append(ids)
+        self._add(self._context, span, slice(None), num, step=1)
+        self._read = (*self._read, ids.tobytes())
+        self.block += num
+        self._rank += num
 
     def _add_values(self, span: Span, values: Tensor) -> None:
         whole = not self.grouping.within or span.copies % self.grouping.particles == 0
         assert whole, f"{span.copies} copies are no whole groups within a block"
+        num_clean = len(span.clean_blocks)
         start = 0
         for number, length in enumerate(span.blocks):
             part = slice(start, start + length)
             context = self._numbers.setdefault(self._read, len(self._numbers))
-            if number < len(_clean_blocks(span)):
+            if number < num_clean:
                 assert span.committed is not None, "a clean copy that is read has been committed"
-                here = self._take(0, length)
-                self.context.values[span.modality][self._row, here] = span.committed[part]
-                self._add_block(self._context, here, span, part)
+                self._context.values[span.modality].append(span.committed[part].cpu())
+                self._add(self._context, span, part, length)
                 self._read = (*self._read, self.block)  # nobody else's
+                self.block += 1
             for _ in range(span.copies if span.predicted else 0):
-                here = self._take(1, length)
-                self._state.instance[self._row, here] = len(self._instances)
+                self._state.values[span.modality].append(values[part].cpu())
+                self._add(self._state, span, part, length, instance=len(self._instances))
                 self._instances.append((self.names.index(span.modality), length))
                 self._contexts.append(context)
-                self.state.values[span.modality][self._row, here] = values[part]
-                self._add_block(self._state, here, span, part)
+                self.block += 1
             start += length
             self._rank += 1
 
-    def _add_block(self, stream: "_Integers", here: slice, span: Span, part: slice) -> None:
-        self._write(stream, here, span, part, self.block, self._rank)
-        self.block += 1
-
-    def _take(self, stream: int, length: int) -> slice:
-        start = self._used[self._row][stream]
-        self._used[self._row][stream] += length
-        return slice(start, start + length)
-
-    def _write(
-        self,
-        stream: "_Integers",
-        here: slice,
-        span: Span,
-        part: slice,
-        block: np.ndarray | int,
-        rank: np.ndarray | int,
+    def _add(
+        self, runs: "_Runs", span: Span, part: slice, length: int, step: int = 0, instance: int = 0
     ) -> None:
-        place = self._row, here
-        stream.modality[place] = self.names.index(span.modality)
-        stream.positions[place] = span.positions.numpy()[part]
-        stream.document[place] = self._document
-        stream.block[place] = block
-        stream.rank[place] = rank
-        stream.public[place] = stream is self._context
+        kind, place = self.names.index(span.modality), runs.take(self._row, length)
+        run = _Run(
+            place, length, kind, self._document, self.block, self._rank, step, instance, span.predicted
+        )
+        runs.runs.append(run)
+        runs.positions.append(span.positions[part])
+
+    def context(self) -> Stream:
+        """The clean tokens of what was added."""
+        return self._context.stream(public=True)
+
+    def state(self) -> Stream:
+        """The noisy tokens of what was added."""
+        return self._state.stream(public=False)
 
     def finish(self) -> PackedBatch:
         """The batch of the documents that were written."""
@@ -172,30 +141,105 @@ class BatchWriter:
             context=torch.tensor(contexts),
         )
         keys, sources = tuple(d.key for d in self._written), tuple(d.source for d in self._written)
-        return PackedBatch(self.context, self.state, self.labels, instances, keys, sources)
+        return PackedBatch(self.context(), self.state(), self._context.labels(), instances, keys, sources)
 
 
-@dataclass(frozen=True)
-class _Integers:
-    """A stream's integers as arrays over the same memory: a short write costs less so."""
+Number = TypeVar("Number", int, np.ndarray)
 
-    modality: np.ndarray
-    ids: np.ndarray
-    positions: np.ndarray
-    instance: np.ndarray
-    document: np.ndarray
-    block: np.ndarray
-    rank: np.ndarray
-    public: np.ndarray
 
-    @classmethod
-    def of(cls, stream: Stream) -> "_Integers":
-        assert stream.instance is not None
-        tensors = (stream.modality, stream.ids, stream.positions, stream.instance)
-        layout = stream.layout
-        return cls(
-            *(each.numpy() for each in (*tensors, layout.document, layout.block, layout.rank, layout.public))
+class _Run(NamedTuple, Generic[Number]):
+    """Tokens of one stream that are added together and stand beside each other, in numbers."""
+
+    place: Number
+    """of the first, in the flattened rows"""
+    length: Number
+    modality: Number
+    document: Number
+    block: Number
+    """of the first; each further one's is `step` more, and so is its rank"""
+    rank: Number
+    step: Number
+    instance: Number
+    predicted: Number
+
+
+class _Runs:
+    """What is added to one stream. It is kept as it comes and becomes tensors at once: a few operations on all tokens
+    take less time than many on a few.
+    """
+
+    def __init__(self, rows: int, length: int, names: Sequence[str], channels: Mapping[str, int]) -> None:
+        self.shape = rows, length
+        self.names = names
+        self.channels = channels
+        self.used = [0] * rows
+        self.runs: list[_Run[int]] = []
+        self.positions: list[np.ndarray] = []
+        self.ids: list[np.ndarray] = []
+        self.values: dict[str, list[Tensor]] = {name: [] for name in channels}
+
+    def take(self, row: int, length: int) -> int:
+        """The place of the next `length` tokens of a row."""
+        start = self.used[row]
+        assert start + length <= self.shape[1], f"row {row} has no room for {length} tokens more"
+        self.used[row] += length
+        return row * self.shape[1] + start
+
+    @cached_property
+    def _tokens(self) -> tuple[_Run[np.ndarray], np.ndarray]:
+        """The run of each token, with the token's own place, block and rank, and whether it has an id; in the order of
+        adding. Everything has been added when this is first asked for.
+        """
+        runs = _Run(*np.array(self.runs, dtype=np.int64).reshape(-1, len(_Run._fields)).T)
+        each = _Run(*(numbers.repeat(runs.length) for numbers in runs))
+        index = np.arange(len(each.place)) - (runs.length.cumsum() - runs.length).repeat(runs.length)
+        further = each.step * index
+        own = each._replace(place=each.place + index, block=each.block + further, rank=each.rank + further)
+        return own, each.step > 0
+
+    def stream(self, public: bool) -> Stream:
+        """All that was added."""
+        tokens, discrete = self._tokens
+        ids = np.zeros(self.shape, dtype=np.int64)
+        ids.reshape(-1)[tokens.place[discrete]] = self._ids
+        values = {}
+        for name, dim in self.channels.items():
+            # of a stream that has none, numpy's zeros take no memory
+            values[name] = torch.from_numpy(np.zeros((*self.shape, dim), dtype=np.float32))
+            if self.values[name]:
+                own = torch.from_numpy(tokens.place[tokens.modality == self.names.index(name)])
+                values[name].view(-1, dim).index_copy_(0, own, torch.cat(self.values[name]).float())
+        positions = np.zeros((*self.shape, 3), dtype=np.int64)
+        positions.reshape(-1, 3)[tokens.place] = np.concatenate([positions[0, :0], *self.positions])
+        layout = Layout(
+            self._filled(PAD, tokens.document),
+            self._filled(PAD, tokens.block),
+            self._filled(0, tokens.rank),
+            self._filled(False, public),
         )
+        kinds, instances = self._filled(PAD, tokens.modality), self._filled(0, tokens.instance)
+        return Stream(kinds, torch.from_numpy(ids), values, torch.from_numpy(positions), layout, instances)
+
+    def labels(self) -> Int[Tensor, "B L"]:
+        """The id that each token is to predict: that of the next, where it is to be predicted."""
+        tokens, discrete = self._tokens
+        predicted = tokens.predicted[discrete] > 0
+        after, document = tokens.place[discrete][predicted], tokens.document[discrete][predicted]
+        documents = self._filled(PAD, tokens.document).flatten().numpy()
+        assert (documents[after - 1] == document).all(), "a document's first token has nothing to predict it"
+        labels = np.full(self.shape, NO_LABEL)
+        labels.reshape(-1)[after - 1] = self._ids[predicted]
+        return torch.from_numpy(labels)
+
+    @cached_property
+    def _ids(self) -> np.ndarray:
+        return np.concatenate([np.zeros(0, dtype=np.int64), *self.ids])
+
+    def _filled(self, padding: int | bool, values: np.ndarray | bool) -> Tensor:
+        """[B, L]: `values` where tokens are, `padding` elsewhere."""
+        found = np.full(self.shape, padding)
+        found.reshape(-1)[self._tokens[0].place] = values
+        return torch.from_numpy(found)
 
 
 def text_rows(
@@ -264,12 +308,3 @@ def _with_rests(
         for index in alike[whole:]:
             found.setdefault(shapes[index], []).append(index)
     return found
-
-
-def _empty_stream(rows: int, length: int, channels: Mapping[str, int]) -> Stream:
-    def full(value: int) -> Tensor:
-        return torch.full((rows, length), value)
-
-    layout = Layout(full(PAD), full(PAD), full(0), torch.zeros(rows, length, dtype=torch.bool))
-    values = {name: torch.zeros(rows, length, dim) for name, dim in channels.items()}
-    return Stream(full(PAD), full(0), values, torch.zeros(rows, length, 3, dtype=torch.long), layout, full(0))

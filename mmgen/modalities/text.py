@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import torch
 
 from mmgen.modalities.base import MissingPart, Modality, Place, text_positions
 from mmgen.rng import draw_index
@@ -66,6 +65,6 @@ class Text(Modality):
         return Span(
             self.name,
             text_positions(start, len(ids)),
-            torch.from_numpy(np.array(ids, dtype=np.int64)),
+            np.array(ids, dtype=np.int64),
             predicted=predicted,
         )

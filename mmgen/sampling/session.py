@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmgen.modalities import Modality
-from mmgen.modalities.layout import BatchWriter, span_lengths, text_rows
+from mmgen.modalities.layout import BatchWriter, text_rows
 from mmgen.model.attention import plan_attention
 from mmgen.model.model import Model
 from mmgen.sampling.cache import Cache
@@ -60,7 +60,7 @@ class Session:
         Returns the final hidden state of each row's last new token (some token's, for a row that read nothing).
         """
         hidden = self.read_all(spans)
-        lengths = [sum(span_lengths(span)[0] for span in row) for row in spans]
+        lengths = [sum(span.lengths[0] for span in row) for row in spans]
         last = torch.tensor(lengths, device=self.device).clamp(min=1) - 1
         return hidden[torch.arange(self.rows, device=self.device), last]
 
@@ -90,7 +90,7 @@ class Session:
 
     def _write(self, spans: Sequence[Sequence[Span]]) -> tuple[Stream, list[int]]:
         """The tokens of each row's spans, and how many they are."""
-        lengths = [sum(span_lengths(span)[0] for span in row) for row in spans]
+        lengths = [sum(span.lengths[0] for span in row) for row in spans]
         writer = BatchWriter(self.rows, max(lengths), 0, self.modalities, first_block=self.next_block)
         for row, items in enumerate(spans):
             writer.begin(row, document=row, rank=self.ranks[row])
@@ -98,7 +98,7 @@ class Session:
                 self.ranks[row] = writer.add(span)
                 self.positions[row] = span.next_position
         self.next_block = writer.block
-        return move(writer.context, self.device), lengths
+        return move(writer.context(), self.device), lengths
 
     def _expand(self, stream: Stream, lengths: Sequence[int]) -> Float[Tensor, "R L W"]:
         self.cache.make_room(stream.layout, lengths)
@@ -185,7 +185,7 @@ class _Call:
                 writer.begin(row, document, session.ranks[document])
                 writer.add(span)
                 row += 1
-        stream = move(writer.state, first.device)
+        stream = move(writer.state(), first.device)
         assert stream.instance is not None, "state tokens belong to instances"
         # all rows are at one time: one modulation is made, and broadcast rather than gathered for every token
         self.stream = replace(stream, instance=torch.zeros_like(stream.instance[:1, :1]))

@@ -9,7 +9,7 @@ from math import gcd
 import numpy as np
 import torch
 
-from mmgen.data.pack import Packer, document_lengths
+from mmgen.data.pack import Packer
 from mmgen.modalities import Image, Text
 from mmgen.modalities.base import text_positions
 from mmgen.modalities.layout import BatchWriter
@@ -89,7 +89,7 @@ def rows_feed(parts: Parts, documents: Sequence[Document], backend: AttentionBac
     """A batch of a document a row, all of one length, without padding; their noisy copies must make whole groups."""
     writer = BatchWriter(
         len(documents),
-        *document_lengths(documents[0]),
+        *documents[0].lengths,
         parts.modalities,
         grouping=parts.objective.grouping,
     )
@@ -113,5 +113,5 @@ def _text(parts: Parts) -> Text:
 
 
 def _random_text(text: Text, start: int, length: int, draw: np.random.Generator, predicted: bool) -> Span:
-    ids = torch.from_numpy(draw.integers(text.tokenizer.vocab_size, size=length))
+    ids = draw.integers(text.tokenizer.vocab_size, size=length)
     return Span(text.name, text_positions(start, length), ids, predicted=predicted)

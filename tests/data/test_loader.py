@@ -5,15 +5,16 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mmgen.data.compose import ComposeConfig, compose
 from mmgen.data.loader import DataConfig, Loader
-from mmgen.data.pack import PackConfig, Packer, document_lengths
+from mmgen.data.pack import PackConfig, Packer
 from mmgen.data.shards import write_shards
 from mmgen.data.source import SourceConfig
-from mmgen.modalities.layout import BatchWriter, span_lengths
+from mmgen.modalities.layout import BatchWriter
 from mmgen.rng import keyed_numpy
 from mmgen.sequence import NO_LABEL, PAD, PackedBatch, Sample
 from tests.parts import documents, modalities, sample, tokenizer
@@ -101,7 +102,7 @@ def test_every_document_stands_whole_in_one_row_and_within_it_in_rank_order():
                 )
                 assert layout.rank[row][here].diff().ge(0).all()
                 assert here.nonzero()[:, 0].diff().eq(1).all()
-    assert sorted(lengths.values()) == sorted(map(document_lengths, placed))
+    assert sorted(lengths.values()) == sorted(document.lengths for document in placed)
 
 
 def test_a_document_longer_than_a_row_is_refused_not_cut():
@@ -115,13 +116,35 @@ def test_a_document_longer_than_a_row_is_refused_not_cut():
     assert not packer.add(long)
 
 
+def test_documents_that_have_no_room_together_take_none():
+    """Each picture takes 16 state tokens, so that eight fill a row."""
+    items = documents(17)
+    packer, other = (Packer(PackConfig(2, 256, 128), modalities()) for _ in range(2))
+    assert packer.fits_empty(*items[:16])
+    assert not packer.fits_empty(*items)
+    assert packer.add(*items[:10])
+    assert not packer.add(*items[10:])
+    assert packer.add(*items[10:16]), "the room of what was not placed is there again"
+    assert other.add(*items[:16])
+    assert torch.equal(packer.finish().context.ids, other.finish().context.ids)
+
+
+def test_a_document_that_would_begin_with_what_is_to_be_predicted_is_refused():
+    (document,) = documents(1)
+    begin, *rest = document.spans
+    packer = Packer(PackConfig(2, 128, 128), modalities())
+    assert packer.add(document, replace(document, spans=(replace(begin, predicted=True), *rest)))
+    with pytest.raises(AssertionError, match="nothing to predict it"):
+        packer.finish()
+
+
 def test_labels_are_the_next_tokens_and_nothing_predicts_the_first():
     names = tokenizer()
     batch = Packer(PackConfig(1, 128, 128), modalities())
     (document,) = documents(1)
     batch.add(document)
     packed = batch.finish()
-    ids = torch.cat([span.ids for span in document.spans if span.ids is not None])
+    ids = np.concatenate([span.ids for span in document.spans if span.ids is not None])
     assert packed.context.ids[0, : len(ids)].tolist() == ids.tolist()
     assert packed.labels[0, : len(ids) - 1].tolist() == ids[1:].tolist()
     assert packed.labels[0, len(ids) - 1 :].eq(NO_LABEL).all()
@@ -146,7 +169,7 @@ def test_a_picture_that_begins_a_document_is_read_committed_and_predicts_the_fir
 def test_nothing_follows_the_last_picture_and_its_clean_copy_is_not_in_the_context():
     (document,) = documents(1)
     assert document.spans[-1].modality == "image"
-    context, state = document_lengths(document)
+    context, state = document.lengths
     assert (context, state) == (len(document) - 16, 16)
 
 
@@ -154,7 +177,7 @@ def test_nothing_follows_the_last_picture_and_its_clean_copy_is_not_in_the_conte
 def test_the_last_clean_block_is_in_the_context_only_where_something_reads_it(blocks: tuple[int, ...]):
     image = modalities()["image"]
     span = image.span(torch.zeros(12, image.channels), 3, 4, 10, keyed_numpy(0), read=False)
-    lengths = [span_lengths(replace(span, blocks=blocks, read=read, copies=2)) for read in (False, True)]
+    lengths = [replace(span, blocks=blocks, read=read, copies=2).lengths for read in (False, True)]
     assert lengths == [(12 - blocks[-1], 24), (12, 24)]
 
 
@@ -186,7 +209,7 @@ def test_a_noisy_copy_reads_what_its_clean_twin_reads():
 def test_copies_share_one_context_and_have_noise_of_their_own():
     parts = modalities(copies=3)
     (document,) = documents(1, copies=3)
-    assert document_lengths(document) == (len(document) - 16, 48)
+    assert document.lengths == (len(document) - 16, 48)
     packer = Packer(PackConfig(1, 128, 128), parts)
     packer.add(document)
     batch = packer.finish()

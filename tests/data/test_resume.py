@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -217,7 +218,7 @@ def test_a_long_text_is_cut_into_documents_that_hold_all_of_it(folders: dict[str
 
     def noted(packer: Any, unit: Sequence[tuple[Any, Document]]) -> None:
         for drawn, document in unit:
-            ids = torch.cat([span.ids for span in document.spans if span.ids is not None]).tolist()
+            ids = np.concatenate([span.ids for span in document.spans if span.ids is not None]).tolist()
             assert ids[0] == text.tokenizer.begin and len(ids) <= 128
             if drawn.position.epoch == 0:
                 found.setdefault((document.key, drawn.piece or 0), ids[1:])

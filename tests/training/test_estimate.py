@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -91,7 +92,7 @@ def document(parts: Parts, caption: int, number: int) -> Document:
     text, image = parts.modalities["text"], parts.modalities["image"]
     assert isinstance(text, Text) and isinstance(image, Image)
     size = image.size_span(4, 4, 1 + caption, predicted=True)
-    caption_span = Span("text", text_positions(1, caption), torch.full((caption,), 7))
+    caption_span = Span("text", text_positions(1, caption), np.full(caption, 7))
     values, draw = torch.zeros(16, image.channels), keyed_numpy(number)
     return Document(
         (text.begin(), caption_span, size, image.span(values, 4, 4, size.next_position, draw, read=False))
