@@ -12,7 +12,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -83,17 +83,18 @@ def compare(
         image = {"codec": "tokenizers/emoji-latents", "patch": 2, "cache_mb": 0}
     modalities = build_modalities({"text": {"captions": {"text": 1.0}}, "image": image}, tokenizer)
     num = arguments.samples
-    theirs = webdataset(folder, tokenizer, num)
+    making, drawn = batches(folder, modalities, num)
     ours = {
-        "reading": reading(folder, tokenizer, num),
-        "documents": documents(folder, modalities, num),
-        "loader": batches(folder, modalities, num),
+        "reading": (reading(folder, tokenizer, num), num),
+        "documents": (documents(folder, modalities, num), num),
+        "loader": (making, drawn),
     }
     row: dict[str, Any] = {"data": data, "seed": seed}
-    for name, call in ours.items():
+    for name, (call, taken) in ours.items():
+        theirs = webdataset(folder, tokenizer, taken)
         found = harness.compare(theirs, call, repeats=arguments.repeats, seed=seed)
-        row |= {f"{name}_speed": found.ratio, f"{name}_samples_per_second": num / found.b}
-        row[f"webdataset_samples_per_second_beside_{name}"] = num / found.a
+        row |= {f"{name}_speed": found.ratio, f"{name}_samples_per_second": taken / found.b}
+        row[f"webdataset_samples_per_second_beside_{name}"] = taken / found.a
     return row
 
 
@@ -126,17 +127,20 @@ def documents(folder: Path, modalities: dict[str, Modality], num: int) -> Callab
     return run
 
 
-def batches(folder: Path, modalities: dict[str, Modality], num: int) -> Callable[[], None]:
-    data = DataConfig(
-        {"a": source(folder)}, ComposeConfig({"text image": 1.0}, 0.0), PackConfig(16, 512, 512)
-    )
+def batches(folder: Path, modalities: dict[str, Modality], num: int) -> tuple[Callable[[], None], int]:
+    """Makes as many batches as `num` samples give; and how many samples those are."""
+    pack = PackConfig(max(num // 128, 1), 512, 512)
+    data = DataConfig({"a": source(folder)}, ComposeConfig({"text image": 1.0}, 0.0), pack)
+    loader = Loader(data, modalities, 0)
+    drawn = [loader.num_drawn for _ in takewhile(lambda _: loader.num_drawn <= num, loader)]
+    if not drawn:
+        raise ValueError(f"samples {num} must be enough for a batch: 128 are")
 
     def run() -> None:
-        loader = Loader(data, modalities, 0)
-        while loader.num_drawn < num:
-            next(iter(loader))
+        for _ in islice(Loader(data, modalities, 0), len(drawn)):
+            pass
 
-    return run
+    return run, drawn[-1]
 
 
 def webdataset(folder: Path, tokenizer: TextTokenizer, num: int) -> Callable[[], None]:
