@@ -63,7 +63,7 @@ class Span:
 
     def __post_init__(self) -> None:
         assert (self.ids is None) != (self.values is None), "a span is discrete or continuous"
-        assert self.values is None or sum(self.blocks) == len(self.values), (
+        assert self.values is None or sum(self.blocks) == self.values.shape[0], (
             "blocks partition a continuous span"
         )
 
@@ -75,12 +75,12 @@ class Span:
         """Where the next span begins: one past the largest position, whether or not the clean copy is present."""
         return int(self.positions.max()) + 1
 
-    @cached_property
+    @property
     def clean_blocks(self) -> tuple[int, ...]:
         """Blocks of a continuous span that a later token reads: all if a later span does, else all but the last."""
         return self.blocks if self.read else self.blocks[:-1]
 
-    @cached_property
+    @property
     def lengths(self) -> tuple[int, int]:
         """Tokens that the span takes of the context stream and of the state stream."""
         if self.values is None:
@@ -210,7 +210,7 @@ class Instances:
 
     @property
     def num_groups(self) -> int:
-        return len(self.group.unique())
+        return len(set(self.group.tolist()))
 
 
 @dataclass(frozen=True)

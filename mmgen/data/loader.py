@@ -10,9 +10,10 @@ Each is a pure function of its own state, so that it does not matter which proce
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from mmgen.data.codec import BrokenSample
@@ -108,11 +109,11 @@ class Loader:
         """What `load_state` needs, as JSON."""
         return {
             "data": self._describe(),
-            "positions": {name: asdict(position) for name, position in self.positions.items()},
+            "positions": {name: dict(vars(position)) for name, position in self.positions.items()},
             "tokens": dict(self.mix.tokens),
             "num_drawn": self.num_drawn,
             "num_groups": self.num_groups,
-            "waiting": [asdict(drawn) for drawn in self.waiting],
+            "waiting": [{**vars(drawn), "position": dict(vars(drawn.position))} for drawn in self.waiting],
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -143,8 +144,8 @@ class Loader:
         old, self.waiting = self.waiting, []
         for drawn in old:
             self._offer(packer, units, drawn, self._composed.pop(drawn, None) or self._compose_again(drawn))
-        while len(self.waiting) < self.config.pack.lookahead:
-            for drawn, document in self._draw(packer):
+        while (room := self.config.pack.lookahead - len(self.waiting)) > 0:
+            for drawn, document in self._draw(packer, self._num_at_once(room)):
                 self._offer(packer, units, drawn, document)
         self._wait(units.waiting())
         batch = packer.finish(self.num_groups)
@@ -187,27 +188,46 @@ class Loader:
             self.waiting.append(drawn)
             self._composed[drawn] = document
 
-    def _draw(self, packer: Packer) -> list[tuple[Drawn, Document]]:
-        """The next sample's document, or those it is cut into; none where it is of no use."""
+    def _num_at_once(self, room: int) -> int:
+        """How many samples may be drawn before the first of them is offered, where `room` documents more may wait."""
+        if self.config.too_long == "split" or self.mix.follows_lengths:
+            return 1
+        # each may complete a unit of as many documents as a group has particles, all of which may have to wait
+        return max(room // self.grouping.particles, 1)
+
+    def _draw(self, packer: Packer, num: int) -> Iterator[tuple[Drawn, Document]]:
+        """The documents of the next `num` samples: of each one, those it is cut into, or none where it is of no use.
+
+        All are read, then all are composed: what runs again at once has its instructions at hand.
+        """
+        read = [self._read() for _ in range(num)]
+        draws = [keyed_numpy(self.seed, "compose", drawn.number) for drawn, _ in read]
+        composed = [
+            None if sample is None else self._compose(drawn, sample, draw)
+            for (drawn, sample), draw in zip(read, draws, strict=True)
+        ]
+        for (drawn, sample), document in zip(read, composed, strict=True):
+            if sample is None or document is None:
+                self._count_useless()
+            elif isinstance(document, MissingPart):
+                self._drop(drawn, sample, document.reason)
+            else:
+                found = self._fit(packer, drawn, document, sample)
+                self.mix.add(drawn.source, sum(sum(each.lengths) for _, each in found))
+                yield from found
+
+    def _read(self) -> tuple[Drawn, Sample | None]:
+        """The next sample; None where it is broken, which was counted."""
         number = self._number(self.num_drawn)
         name = self.mix.next(number)
         position = self.streams[name].find(self.positions[name])
         self.positions[name] = self.streams[name].next(position)
         self.num_drawn += 1
-        drawn = Drawn(number, name, position)
         try:
             sample = self.streams[name].at(position)
-        except BrokenSample:  # counted where it was read
-            self._count_useless()
-            return []
-        try:
-            document = self._compose(drawn, sample)
-        except MissingPart as missing:
-            self._drop(drawn, sample, missing.reason)
-            return []
-        found = self._fit(packer, drawn, document, sample)
-        self.mix.add(name, sum(sum(each.lengths) for _, each in found))
-        return found
+        except BrokenSample:
+            sample = None
+        return Drawn(number, name, position), sample
 
     def _fit(
         self, packer: Packer, drawn: Drawn, document: Document, sample: Sample
@@ -229,16 +249,21 @@ class Loader:
         self._drop(drawn, sample, "longer than a row of the batch")
         return []
 
-    def _compose(self, drawn: Drawn, sample: Sample) -> Document:
-        draw = keyed_numpy(self.seed, "compose", drawn.number)
-        return compose(sample, self.config.compose, self.modalities, draw, drawn.source)
+    def _compose(self, drawn: Drawn, sample: Sample, draw: np.random.Generator) -> Document | MissingPart:
+        """The sample's document, or why there is none."""
+        try:
+            return compose(sample, self.config.compose, self.modalities, draw, drawn.source)
+        except MissingPart as missing:
+            return missing
 
     def _cut(self, document: Document) -> list[Document]:
         return cut_text(document, self.config.pack.context_length, self.modalities)
 
     def _compose_again(self, drawn: Drawn) -> Document:
         """The document of one that waited, after a resume."""
-        document = self._compose(drawn, self.streams[drawn.source].at(drawn.position))
+        draw = keyed_numpy(self.seed, "compose", drawn.number)
+        document = self._compose(drawn, self.streams[drawn.source].at(drawn.position), draw)
+        assert isinstance(document, Document), "it was a document before it waited"
         if drawn.piece is not None:
             document = self._cut(document)[drawn.piece]
         return fill_groups(document, self.grouping) if drawn.alone else document

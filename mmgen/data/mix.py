@@ -24,6 +24,11 @@ class Mix:
         self.tokens = dict.fromkeys(weights, 0)
         """that came of each source: the state"""
 
+    @property
+    def follows_lengths(self) -> bool:
+        """Whether the lengths of documents decide the sources of those that follow."""
+        return self.weighting == "tokens" and len(self.weights) > 1
+
     def next(self, number: int) -> str:
         """The source of document `number`."""
         names = list(self.weights)

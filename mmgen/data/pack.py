@@ -50,8 +50,11 @@ class Packer:
         """Whether the documents have room in a batch of their own."""
         if len(documents) > len(self.rows):
             return self._take(documents, self._empty()) is not None
-        lengths = (document.lengths for document in documents)  # a row for each
-        return all(c <= self.config.context_length and s <= self.config.state_length for c, s in lengths)
+        for document in documents:  # a row for each
+            context, state = document.lengths
+            if context > self.config.context_length or state > self.config.state_length:
+                return False
+        return True
 
     def add(self, *documents: Document) -> bool:
         """Place each document in the first row with room; False, and none is placed, where one has none."""

@@ -272,7 +272,9 @@ class Image(Modality):
         return float(1 / (1 + np.exp(-draw.normal(time.mean, time.std))))
 
 
-def bands(height: int, width: int, blocks: int) -> list[slice]:
+# A few sizes and places come again in document after document.
+@lru_cache(maxsize=1024)
+def bands(height: int, width: int, blocks: int) -> tuple[slice, ...]:
     """The tokens of each of `blocks` bands of rows, top to bottom, as even as they can be.
 
     Raises ValueError where there are fewer rows.
@@ -280,10 +282,9 @@ def bands(height: int, width: int, blocks: int) -> list[slice]:
     if not 1 <= blocks <= height:
         raise ValueError(f"blocks {blocks}: a picture of {height} rows of tokens has 1 to {height}")
     edges = [width * round(height * i / blocks) for i in range(blocks + 1)]
-    return list(starmap(slice, pairwise(edges)))
+    return tuple(starmap(slice, pairwise(edges)))
 
 
-# A few sizes and places come again in document after document.
 @lru_cache(maxsize=1024)
 def _pair(first: int, second: int, start: int, predicted: bool) -> Span:
     return Span("text", text_positions(start, 2), np.array([first, second]), predicted=predicted)

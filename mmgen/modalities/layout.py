@@ -99,7 +99,9 @@ class BatchWriter:
                 self._read = (*self._read, self.block)  # nobody else's
                 self.block += 1
             for _ in range(span.copies if span.predicted else 0):
-                self._state.values[span.modality].append(values[part].cpu())
+                # a view of the whole would take as long as all the rest of this
+                own = values if len(span.blocks) == 1 else values[part]
+                self._state.values[span.modality].append(own.cpu())
                 self._add(self._state, span, part, length, instance=len(self._instances))
                 self._instances.append((self.names.index(span.modality), length))
                 self._contexts.append(context)

@@ -11,12 +11,13 @@ import torch
 
 from mmgen.data.compose import ComposeConfig, compose
 from mmgen.data.loader import DataConfig, Loader
+from mmgen.data.mix import Weighting
 from mmgen.data.pack import PackConfig, Packer
 from mmgen.data.shards import write_shards
 from mmgen.data.source import SourceConfig
 from mmgen.modalities.layout import BatchWriter
 from mmgen.rng import keyed_numpy
-from mmgen.sequence import NO_LABEL, PAD, PackedBatch, Sample
+from mmgen.sequence import NO_LABEL, PAD, UNGROUPED, Grouping, PackedBatch, Sample
 from tests.parts import documents, modalities, sample, tokenizer
 
 
@@ -58,6 +59,28 @@ def test_resuming_after_any_batch_gives_the_same_batches(folder: Path, sources: 
         for (batch, after), (expected, expected_after) in zip(islice(loader, 3), whole[cut:], strict=False):
             assert after == expected_after
             assert all(torch.equal(x, y) for x, y in zip(flat(batch), flat(expected), strict=True))
+
+
+@pytest.mark.parametrize("grouping", [UNGROUPED, Grouping(4), Grouping(3, "context")], ids=str)
+@pytest.mark.parametrize("sources", [{"a": 1.0}, {"a": 1.0, "b": 3.0}])
+@pytest.mark.parametrize("weights", ["documents", "tokens"])
+def test_samples_that_are_drawn_together_make_the_batches_of_samples_drawn_one_by_one(
+    folder: Path,
+    sources: dict[str, float],
+    weights: Weighting,
+    grouping: Grouping,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The states after them are the same, too: none is drawn whose batch might have been full before it."""
+    data = replace(config(folder, **sources), weights=weights)
+    loader = Loader(data, modalities(), 3, grouping)
+    together = list(islice(loader, 6))
+    assert (loader._num_at_once(16) > 1) == (weights == "documents" or len(sources) == 1)
+    monkeypatch.setattr(Loader, "_num_at_once", lambda self, room: 1)
+    one_by_one = islice(Loader(data, modalities(), 3, grouping), 6)
+    for (batch, after), (expected, expected_after) in zip(together, one_by_one, strict=True):
+        assert after == expected_after
+        assert all(torch.equal(x, y) for x, y in zip(flat(batch), flat(expected), strict=True))
 
 
 def test_no_sample_is_lost_between_batches(folder: Path):

@@ -126,8 +126,8 @@ def test_times_that_make_no_sense_are_refused(key: str, value: float):
 
 
 def test_bands_are_whole_rows_and_even():
-    assert bands(4, 3, 1) == [slice(0, 12)]
-    assert bands(4, 3, 4) == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 12)]
+    assert bands(4, 3, 1) == (slice(0, 12),)
+    assert bands(4, 3, 4) == (slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 12))
     rows = [(band.stop - band.start) // 5 for band in bands(8, 5, 3)]
     assert sum(rows) == 8 and max(rows) - min(rows) == 1
 
