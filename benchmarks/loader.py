@@ -36,6 +36,7 @@ from mmgen.data.remote import RemoteConfig
 from mmgen.data.shards import write_shards
 from mmgen.data.source import SourceConfig
 from mmgen.data.streams import Position, SampleStream
+from mmgen.evaluation.intervals import Estimate
 from mmgen.modalities import Modality, build_modalities
 from mmgen.modalities.buckets import BucketConfig, choose_bucket, fit
 from mmgen.rng import keyed_numpy
@@ -83,19 +84,26 @@ def compare(
         image = {"codec": "tokenizers/emoji-latents", "patch": 2, "cache_mb": 0}
     modalities = build_modalities({"text": {"captions": {"text": 1.0}}, "image": image}, tokenizer)
     num = arguments.samples
-    making, drawn = batches(folder, modalities, num)
+    making, packed = batches(folder, modalities, num)
+    theirs = webdataset(folder, tokenizer, num)
     ours = {
         "reading": (reading(folder, tokenizer, num), num),
         "documents": (documents(folder, modalities, num), num),
-        "loader": (making, drawn),
+        "loader": (making, packed),
     }
     row: dict[str, Any] = {"data": data, "seed": seed}
     for name, (call, taken) in ours.items():
-        theirs = webdataset(folder, tokenizer, taken)
         found = harness.compare(theirs, call, repeats=arguments.repeats, seed=seed)
-        row |= {f"{name}_speed": found.ratio, f"{name}_samples_per_second": taken / found.b}
-        row[f"webdataset_samples_per_second_beside_{name}"] = taken / found.a
+        row |= {
+            f"{name}_speed": scaled(found.ratio, taken / num),
+            f"{name}_samples_per_second": taken / found.b,
+            f"webdataset_samples_per_second_beside_{name}": num / found.a,
+        }
     return row
+
+
+def scaled(ratio: Estimate, by: float) -> Estimate:
+    return replace(ratio, value=ratio.value * by, low=ratio.low * by, high=ratio.high * by)
 
 
 def source(folder: Path) -> SourceConfig:
@@ -128,19 +136,22 @@ def documents(folder: Path, modalities: dict[str, Modality], num: int) -> Callab
 
 
 def batches(folder: Path, modalities: dict[str, Modality], num: int) -> tuple[Callable[[], None], int]:
-    """Makes as many batches as `num` samples give; and how many samples those are."""
+    """Makes as many batches as `num` samples give; and how many samples are in them.
+
+    Theirs is to be timed over all `num`, some of which it would read ahead of fewer.
+    """
     pack = PackConfig(max(num // 128, 1), 512, 512)
     data = DataConfig({"a": source(folder)}, ComposeConfig({"text image": 1.0}, 0.0), pack)
     loader = Loader(data, modalities, 0)
-    drawn = [loader.num_drawn for _ in takewhile(lambda _: loader.num_drawn <= num, loader)]
-    if not drawn:
+    made = [batch.num_documents for batch, _ in takewhile(lambda _: loader.num_drawn <= num, loader)]
+    if not made:
         raise ValueError(f"samples {num} must be enough for a batch: 128 are")
 
     def run() -> None:
-        for _ in islice(Loader(data, modalities, 0), len(drawn)):
+        for _ in islice(Loader(data, modalities, 0), len(made)):
             pass
 
-    return run, drawn[-1]
+    return run, sum(made)
 
 
 def webdataset(folder: Path, tokenizer: TextTokenizer, num: int) -> Callable[[], None]:

@@ -63,9 +63,12 @@ class Span:
 
     def __post_init__(self) -> None:
         assert (self.ids is None) != (self.values is None), "a span is discrete or continuous"
-        assert self.values is None or sum(self.blocks) == self.values.shape[0], (
-            "blocks partition a continuous span"
+        num = len(self.positions)
+        assert self.ids is None or len(self.ids) == num, "every token has a position"
+        assert self.values is None or self.values.shape[0] == sum(self.blocks) == num, (
+            "blocks partition a continuous span, and every token has a position"
         )
+        assert self.committed is None or self.committed.shape[0] == num, "committed are all of the values"
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -104,11 +107,8 @@ class Document:
     @cached_property
     def lengths(self) -> tuple[int, int]:
         """Tokens that the document takes of the context stream and of the state stream."""
-        context = state = 0
-        for span in self.spans:
-            context += span.lengths[0]
-            state += span.lengths[1]
-        return context, state
+        context, state = zip(*(span.lengths for span in self.spans), strict=True)
+        return sum(context), sum(state)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from mmgen.sequence import UNGROUPED, Document, Grouping, PackedBatch, Sample
 N = TypeVar("N", int, Tensor)
 
 USELESS = 1000  # samples in a row of which none can be placed, before that is an error
+AT_ONCE = 16  # samples that are decoded before the first of them is composed; more are hardly faster
 UNMATCHED = 16  # documents, times the particles of a group, that may wait for others of their kind
 
 
@@ -191,14 +192,14 @@ class Loader:
     def _num_at_once(self, room: int) -> int:
         """How many samples may be drawn before the first of them is offered, where `room` documents more may wait."""
         if self.config.too_long == "split" or self.mix.follows_lengths:
-            return 1
+            return 1  # a sample may give any number of documents, or decide which source the next one is of
         # each may complete a unit of as many documents as a group has particles, all of which may have to wait
-        return max(room // self.grouping.particles, 1)
+        return min(max(room // self.grouping.particles, 1), AT_ONCE)
 
     def _draw(self, packer: Packer, num: int) -> Iterator[tuple[Drawn, Document]]:
         """The documents of the next `num` samples: of each one, those it is cut into, or none where it is of no use.
 
-        All are read, then all are composed: what runs again at once has its instructions at hand.
+        All are read, then all are composed: code that runs again at once takes less time.
         """
         read = [self._read() for _ in range(num)]
         draws = [keyed_numpy(self.seed, "compose", drawn.number) for drawn, _ in read]
@@ -250,7 +251,7 @@ class Loader:
         return []
 
     def _compose(self, drawn: Drawn, sample: Sample, draw: np.random.Generator) -> Document | MissingPart:
-        """The sample's document, or why there is none."""
+        """The sample's document, or why there is none: returned, to be counted when it is the sample's turn."""
         try:
             return compose(sample, self.config.compose, self.modalities, draw, drawn.source)
         except MissingPart as missing:

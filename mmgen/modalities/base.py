@@ -102,5 +102,7 @@ class Modality(ABC):
 
 @lru_cache(maxsize=4096)
 def text_positions(start: int, length: int) -> Int[np.ndarray, "N 3"]:
-    """[length, 3]: text carries the same number on every axis."""
-    return np.arange(start, start + length)[:, None].repeat(3, axis=1)
+    """[length, 3]: text carries the same number on every axis. The array is read-only, as others share it."""
+    positions = np.arange(start, start + length)[:, None].repeat(3, axis=1)
+    positions.setflags(write=False)
+    return positions

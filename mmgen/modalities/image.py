@@ -206,7 +206,9 @@ class Image(Modality):
             raise MissingPart(f"latents of {height}x{width} do not divide into patches of {side}", "picture")
         rows, columns = height // side, width // side
         # numpy takes less time than torch where there is so little to do
-        parts = latents.numpy().reshape(channels, rows, side, columns, side).transpose(1, 3, 0, 2, 4)
+        parts = (
+            latents.numpy(force=True).reshape(channels, rows, side, columns, side).transpose(1, 3, 0, 2, 4)
+        )
         tokens = parts.reshape(rows * columns, -1) * np.float32(self.sigma_data)
         return torch.from_numpy(tokens), rows, columns
 
@@ -257,7 +259,7 @@ class Image(Modality):
         return Span(self.name, noisy.positions, None, values, committed, noisy.blocks, predicted=False)
 
     def positions(self, height: int, width: int, start: int) -> Int[np.ndarray, "N 3"]:
-        """[height * width, 3]: (start, start + row, start + column), raster order."""
+        """[height * width, 3]: (start, start + row, start + column), raster order; read-only, as others share it."""
         return _grid(height, width, start)
 
     def commit(self, values: Float[Tensor, "N C"], draw: np.random.Generator) -> Float[Tensor, "N C"]:
@@ -272,7 +274,7 @@ class Image(Modality):
         return float(1 / (1 + np.exp(-draw.normal(time.mean, time.std))))
 
 
-# A few sizes and places come again in document after document.
+# Here and below: a few sizes and places come again in document after document.
 @lru_cache(maxsize=1024)
 def bands(height: int, width: int, blocks: int) -> tuple[slice, ...]:
     """The tokens of each of `blocks` bands of rows, top to bottom, as even as they can be.
@@ -293,4 +295,6 @@ def _pair(first: int, second: int, start: int, predicted: bool) -> Span:
 @lru_cache(maxsize=1024)
 def _grid(height: int, width: int, start: int) -> np.ndarray:
     rows, columns = np.divmod(np.arange(height * width), width)
-    return np.stack([np.zeros_like(rows), rows, columns], axis=-1) + start
+    positions = np.stack([np.zeros_like(rows), rows, columns], axis=-1) + start
+    positions.setflags(write=False)
+    return positions

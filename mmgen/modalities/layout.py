@@ -27,6 +27,8 @@ from mmgen.sequence import (
     Stream,
 )
 
+N = TypeVar("N", int, np.ndarray)
+
 
 class BatchWriter:
     """Writes spans into a batch of `rows`, each row's documents in reading order (which is rank order)."""
@@ -52,13 +54,14 @@ class BatchWriter:
         self._contexts: list[int] = []  # of each instance
         self._read: tuple[Hashable, ...] = ()  # what the document has in its context so far
         self._numbers: dict[Hashable, int] = {}  # of what has been read
-        self._row = self._document = self._rank = 0
+        self._row = self._document = self._rank = self._first = 0
         self._written: list[Document] = []
 
     def begin(self, row: int, document: int, rank: int = 0) -> None:
         """What is added next continues `document` in `row`, from `rank` on."""
         self._row, self._document, self._rank = row, document, rank
         self._read = ()
+        self._first = self._context.used[row]
 
     def write(self, row: int, document: Document) -> None:
         """Append a whole document to `row`; documents are numbered as they come."""
@@ -78,6 +81,8 @@ class BatchWriter:
 
     def _add_ids(self, span: Span, ids: np.ndarray) -> None:
         num = len(span)
+        begins = self._context.used[self._row] == self._first
+        assert not (span.predicted and begins), "the first token of a document has nothing to predict it"
         self._context.ids.append(ids)
         self._add(self._context, span, slice(None), num, step=1)
         self._read = (*self._read, ids.tobytes())
@@ -146,23 +151,22 @@ class BatchWriter:
         return PackedBatch(self.context(), self.state(), self._context.labels(), instances, keys, sources)
 
 
-Number = TypeVar("Number", int, np.ndarray)
+class _Run(NamedTuple, Generic[N]):
+    """Tokens of one stream that are added together and stand beside each other, in numbers; or numbers of every token,
+    each in an array.
+    """
 
-
-class _Run(NamedTuple, Generic[Number]):
-    """Tokens of one stream that are added together and stand beside each other, in numbers."""
-
-    place: Number
+    place: N
     """of the first, in the flattened rows"""
-    length: Number
-    modality: Number
-    document: Number
-    block: Number
+    length: N
+    modality: N
+    document: N
+    block: N
     """of the first; each further one's is `step` more, and so is its rank"""
-    rank: Number
-    step: Number
-    instance: Number
-    predicted: Number
+    rank: N
+    step: N
+    instance: N
+    predicted: N
 
 
 class _Runs:
@@ -183,15 +187,14 @@ class _Runs:
     def take(self, row: int, length: int) -> int:
         """The place of the next `length` tokens of a row."""
         start = self.used[row]
+        assert "_tokens" not in vars(self), "nothing is added once the stream was asked for"
         assert start + length <= self.shape[1], f"row {row} has no room for {length} tokens more"
         self.used[row] += length
         return row * self.shape[1] + start
 
     @cached_property
     def _tokens(self) -> tuple[_Run[np.ndarray], np.ndarray]:
-        """The run of each token, with the token's own place, block and rank, and whether it has an id; in the order of
-        adding. Everything has been added when this is first asked for.
-        """
+        """The numbers of every token, and whether it has an id; in the order of adding. Nothing is added afterwards."""
         runs = _Run(*np.array(self.runs, dtype=np.int64).reshape(-1, len(_Run._fields)).T)
         each = _Run(*(numbers.repeat(runs.length) for numbers in runs))
         index = np.arange(len(each.place)) - (runs.length.cumsum() - runs.length).repeat(runs.length)
@@ -206,11 +209,12 @@ class _Runs:
         ids.reshape(-1)[tokens.place[discrete]] = self._ids
         values = {}
         for name, dim in self.channels.items():
-            # of a stream that has none, numpy's zeros take no memory
-            values[name] = torch.from_numpy(np.zeros((*self.shape, dim), dtype=np.float32))
+            # not numpy's zeros: by how a matrix is aligned in memory, products of it differ in their last bits
+            values[name] = torch.zeros(*self.shape, dim)
             if self.values[name]:
-                own = torch.from_numpy(tokens.place[tokens.modality == self.names.index(name)])
-                values[name].view(-1, dim).index_copy_(0, own, torch.cat(self.values[name]).float())
+                own = tokens.place[(tokens.modality == self.names.index(name)) & ~discrete]
+                parts = torch.cat(self.values[name]).float()
+                values[name].view(-1, dim).index_copy_(0, torch.from_numpy(own), parts)
         positions = np.zeros((*self.shape, 3), dtype=np.int64)
         positions.reshape(-1, 3)[tokens.place] = np.concatenate([positions[0, :0], *self.positions])
         layout = Layout(
@@ -226,11 +230,8 @@ class _Runs:
         """The id that each token is to predict: that of the next, where it is to be predicted."""
         tokens, discrete = self._tokens
         predicted = tokens.predicted[discrete] > 0
-        after, document = tokens.place[discrete][predicted], tokens.document[discrete][predicted]
-        documents = self._filled(PAD, tokens.document).flatten().numpy()
-        assert (documents[after - 1] == document).all(), "a document's first token has nothing to predict it"
         labels = np.full(self.shape, NO_LABEL)
-        labels.reshape(-1)[after - 1] = self._ids[predicted]
+        labels.reshape(-1)[tokens.place[discrete][predicted] - 1] = self._ids[predicted]
         return torch.from_numpy(labels)
 
     @cached_property

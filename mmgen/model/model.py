@@ -75,7 +75,7 @@ class Model(nn.Module):
         self.time_embedding = TimeEmbedding(config.width, config.time_scale)
         self.modulation = (
             Modulation(config.width, config.num_layers, config.modulation_norm, config.time == "adaln")
-            if config.time != "add"
+            if config.modulates
             else None
         )
         self.joint_head = None if joint is None else build_joint_head(joint, config)

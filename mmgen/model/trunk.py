@@ -80,6 +80,11 @@ class TrunkConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs, so make it even")
 
+    @property
+    def modulates(self) -> bool:
+        """Whether the time scales and shifts what enters the blocks and the head, rather than being added to tokens."""
+        return self.time != "add"
+
 
 def narrow(x: Tensor) -> Tensor:
     """What autocast would make of `x` in a matrix product; here once for all the products that share it."""

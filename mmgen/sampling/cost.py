@@ -77,7 +77,7 @@ def state_flops(
     The heads of all continuous modalities, of `all_channels` together, are computed, whichever the tokens are of.
     """
     per_instance = 2 * (2 * NUM_FREQUENCIES * config.width + config.width**2)
-    if config.time != "add":
+    if config.modulates:
         projections = config.num_layers if config.time == "adaln" else 1
         per_instance += (6 * projections + 2) * config.width**2
     own = num_tokens * config.width * (channels + all_channels) + num_instances * per_instance

@@ -92,7 +92,7 @@ def block_bytes(facts: ModelFacts, pack: PackConfig, precision: str, fused_norms
     per_token += 4 * narrow * trunk.ffn_width  # gate, silu of it, up, and their product
     if narrow < wide:
         per_token += 2 * narrow * trunk.head_dim  # cosines and sines, narrowed for q and for k
-    modulated = 8 * wide * trunk.width if trunk.time != "add" else 0  # scale, gate and what they multiply
+    modulated = 8 * wide * trunk.width if trunk.modulates else 0  # scale, gate and what they multiply
     # keys and values, repeated to as many heads as there are of queries; the state reads the context's too
     keys = 2 * narrow * heads * (context + context + state)
     return per_token * (context + state) + modulated * state + keys
@@ -161,7 +161,7 @@ def _around(
     facts: ModelFacts, context: int, state: int, work: Work, precision: str, particles: int, fused_norms: bool
 ) -> float:
     trunk, narrow, wide = facts.trunk, NARROW[precision], WIDE[precision]
-    channels, adaln = facts.all_channels, trunk.time != "add"
+    channels, adaln = facts.all_channels, trunk.modulates
     values = narrow * channels * (context + state)
     rope = wide * trunk.head_dim * (context + state) if narrow == wide else 0
     final = wide * trunk.width * (context + state * (4 if adaln else 2))

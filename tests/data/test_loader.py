@@ -4,14 +4,14 @@ import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from mmgen.data.compose import ComposeConfig, compose
-from mmgen.data.loader import DataConfig, Loader
-from mmgen.data.mix import Weighting
+from mmgen.data.loader import DataConfig, Loader, count_treated
 from mmgen.data.pack import PackConfig, Packer
 from mmgen.data.shards import write_shards
 from mmgen.data.source import SourceConfig
@@ -61,26 +61,53 @@ def test_resuming_after_any_batch_gives_the_same_batches(folder: Path, sources: 
             assert all(torch.equal(x, y) for x, y in zip(flat(batch), flat(expected), strict=True))
 
 
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of two sizes; some samples are broken, some lack a picture, some are longer than a row."""
+    items = []
+    for i in range(48):
+        one = sample(i, 8 if i % 3 == 0 else 16)
+        match i % 8:
+            case 1:
+                one = replace(one, captions={})
+            case 4:
+                one = replace(one, picture=None)
+            case 6:
+                one = replace(one, captions={"text": "red " * 200})
+        items.append(one)
+    path = tmp_path_factory.mktemp("mixed") / "set"
+    write_shards(path, items, lambda _: "train", "test", max_samples_per_shard=10)
+    return path
+
+
 @pytest.mark.parametrize("grouping", [UNGROUPED, Grouping(4), Grouping(3, "context")], ids=str)
 @pytest.mark.parametrize("sources", [{"a": 1.0}, {"a": 1.0, "b": 3.0}])
-@pytest.mark.parametrize("weights", ["documents", "tokens"])
+@pytest.mark.parametrize("changes", [{}, {"weights": "tokens"}, {"too_long": "split"}], ids=str)
 def test_samples_that_are_drawn_together_make_the_batches_of_samples_drawn_one_by_one(
-    folder: Path,
+    mixed: Path,
     sources: dict[str, float],
-    weights: Weighting,
+    changes: dict[str, Any],
     grouping: Grouping,
     monkeypatch: pytest.MonkeyPatch,
 ):
     """The states after them are the same, too: none is drawn whose batch might have been full before it."""
-    data = replace(config(folder, **sources), weights=weights)
-    loader = Loader(data, modalities(), 3, grouping)
-    together = list(islice(loader, 6))
-    assert (loader._num_at_once(16) > 1) == (weights == "documents" or len(sources) == 1)
+    data = config(mixed, **sources)
+    named = {name: replace(source, max_broken=1.0) for name, source in data.sources.items()}
+    data = replace(data, sources=named, **changes)
+    loader, other = (Loader(data, modalities(), 3, grouping) for _ in range(2))
+    together = list(islice(loader, 8))
+    assert (loader._num_at_once(16) > 1) == (not changes or ("weights" in changes and len(sources) == 1))
     monkeypatch.setattr(Loader, "_num_at_once", lambda self, room: 1)
-    one_by_one = islice(Loader(data, modalities(), 3, grouping), 6)
-    for (batch, after), (expected, expected_after) in zip(together, one_by_one, strict=True):
+    for (batch, after), (expected, expected_after) in zip(together, islice(other, 8), strict=True):
         assert after == expected_after
         assert all(torch.equal(x, y) for x, y in zip(flat(batch), flat(expected), strict=True))
+    assert count_treated([loader]) == count_treated([other])
+    for reason in (
+        "missing caption",
+        "missing picture",
+        *["longer than a row"] * ("too_long" not in changes),
+    ):
+        assert reason in loader.remarks()
 
 
 def test_no_sample_is_lost_between_batches(folder: Path):
@@ -155,10 +182,23 @@ def test_documents_that_have_no_room_together_take_none():
 def test_a_document_that_would_begin_with_what_is_to_be_predicted_is_refused():
     (document,) = documents(1)
     begin, *rest = document.spans
-    packer = Packer(PackConfig(2, 128, 128), modalities())
-    assert packer.add(document, replace(document, spans=(replace(begin, predicted=True), *rest)))
-    with pytest.raises(AssertionError, match="nothing to predict it"):
-        packer.finish()
+    wrong = replace(document, spans=(replace(begin, predicted=True), *rest))
+    for items in ([wrong], [document, wrong]):
+        packer = Packer(PackConfig(1, 128, 128), modalities())
+        assert packer.add(*items)
+        with pytest.raises(AssertionError, match="nothing to predict it"):
+            packer.finish()
+
+
+def test_a_span_has_as_many_of_everything_as_it_has_tokens():
+    (document,) = documents(1, "image text")
+    *_, picture, caption = document.spans
+    with pytest.raises(AssertionError, match="every token has a position"):
+        replace(caption, ids=caption.ids[:-1])
+    with pytest.raises(AssertionError, match="blocks partition"):
+        replace(picture, values=picture.values[:-1])
+    with pytest.raises(AssertionError, match="all of the values"):
+        replace(picture, committed=picture.committed[:-1])
 
 
 def test_labels_are_the_next_tokens_and_nothing_predicts_the_first():

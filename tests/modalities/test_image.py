@@ -97,7 +97,7 @@ def test_an_embedding_tells_the_place_in_the_picture_and_not_the_place_in_the_do
     image = modalities()["image"]
     embedding = image.build_embedding(16)
     values = torch.zeros(6, image.channels)
-    here, there = (torch.from_numpy(image.positions(2, 3, start)) for start in (5, 40))
+    here, there = (torch.tensor(image.positions(2, 3, start)) for start in (5, 40))
     embedded = embedding(values, here)
     assert torch.pdist(embedded).min() > 0.1  # six places, six vectors
     torch.testing.assert_close(embedded, embedding(values, there))
