@@ -192,6 +192,13 @@ def compare(
     return Comparison(float(np.median(times[:, 0])), float(np.median(times[:, 1])), ratio)
 
 
+def scaled(estimate: Estimate, by: float) -> Estimate:
+    """`by` times as much, as of calls that do as many times the work of each other."""
+    return dataclasses.replace(
+        estimate, value=estimate.value * by, low=estimate.low * by, high=estimate.high * by
+    )
+
+
 def in_turns(
     calls: Sequence[Callable[[], object]], *, repeats: int, warmup: int = 2
 ) -> Float[np.ndarray, "R N"]:

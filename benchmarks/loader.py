@@ -36,7 +36,6 @@ from mmgen.data.remote import RemoteConfig
 from mmgen.data.shards import write_shards
 from mmgen.data.source import SourceConfig
 from mmgen.data.streams import Position, SampleStream
-from mmgen.evaluation.intervals import Estimate
 from mmgen.modalities import Modality, build_modalities
 from mmgen.modalities.buckets import BucketConfig, choose_bucket, fit
 from mmgen.rng import keyed_numpy
@@ -84,26 +83,21 @@ def compare(
         image = {"codec": "tokenizers/emoji-latents", "patch": 2, "cache_mb": 0}
     modalities = build_modalities({"text": {"captions": {"text": 1.0}}, "image": image}, tokenizer)
     num = arguments.samples
-    making, packed = batches(folder, modalities, num)
     theirs = webdataset(folder, tokenizer, num)
     ours = {
         "reading": (reading(folder, tokenizer, num), num),
         "documents": (documents(folder, modalities, num), num),
-        "loader": (making, packed),
+        "loader": batches(folder, modalities, num),
     }
     row: dict[str, Any] = {"data": data, "seed": seed}
     for name, (call, taken) in ours.items():
         found = harness.compare(theirs, call, repeats=arguments.repeats, seed=seed)
         row |= {
-            f"{name}_speed": scaled(found.ratio, taken / num),
+            f"{name}_speed": harness.scaled(found.ratio, taken / num),
             f"{name}_samples_per_second": taken / found.b,
             f"webdataset_samples_per_second_beside_{name}": num / found.a,
         }
     return row
-
-
-def scaled(ratio: Estimate, by: float) -> Estimate:
-    return replace(ratio, value=ratio.value * by, low=ratio.low * by, high=ratio.high * by)
 
 
 def source(folder: Path) -> SourceConfig:

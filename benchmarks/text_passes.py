@@ -117,9 +117,7 @@ def _compare(
         repeats=2 if arguments.quick else arguments.repeats,
         warmup=1,
     )
-    share = written[several].tokens / written[one].tokens
-    ratio = timed.ratio
-    speed = replace(ratio, value=ratio.value * share, low=ratio.low * share, high=ratio.high * share)
+    speed = harness.scaled(timed.ratio, written[several].tokens / written[one].tokens)
     # over autoregression's, which is not 1: the first token of a text needs no pass
     kept = written[several].tokens / written[several].passes * written[one].passes / written[one].tokens
     flops = [cost.flops / cost.tokens for cost in (written[several], written[one])]

@@ -202,7 +202,7 @@ class Loader:
         All are read, then all are composed: code that runs again at once takes less time.
         """
         read = [self._read() for _ in range(num)]
-        draws = [keyed_numpy(self.seed, "compose", drawn.number) for drawn, _ in read]
+        draws = [self._randomness(drawn) for drawn, _ in read]
         composed = [
             None if sample is None else self._compose(drawn, sample, draw)
             for (drawn, sample), draw in zip(read, draws, strict=True)
@@ -250,6 +250,10 @@ class Loader:
         self._drop(drawn, sample, "longer than a row of the batch")
         return []
 
+    def _randomness(self, drawn: Drawn) -> np.random.Generator:
+        """What the sample's document is composed by."""
+        return keyed_numpy(self.seed, "compose", drawn.number)
+
     def _compose(self, drawn: Drawn, sample: Sample, draw: np.random.Generator) -> Document | MissingPart:
         """The sample's document, or why there is none: returned, to be counted when it is the sample's turn."""
         try:
@@ -262,8 +266,8 @@ class Loader:
 
     def _compose_again(self, drawn: Drawn) -> Document:
         """The document of one that waited, after a resume."""
-        draw = keyed_numpy(self.seed, "compose", drawn.number)
-        document = self._compose(drawn, self.streams[drawn.source].at(drawn.position), draw)
+        sample = self.streams[drawn.source].at(drawn.position)
+        document = self._compose(drawn, sample, self._randomness(drawn))
         assert isinstance(document, Document), "it was a document before it waited"
         if drawn.piece is not None:
             document = self._cut(document)[drawn.piece]

@@ -205,8 +205,6 @@ class _Runs:
     def stream(self, public: bool) -> Stream:
         """All that was added."""
         tokens, discrete = self._tokens
-        ids = np.zeros(self.shape, dtype=np.int64)
-        ids.reshape(-1)[tokens.place[discrete]] = self._ids
         values = {}
         for name, dim in self.channels.items():
             # not numpy's zeros: by how a matrix is aligned in memory, products of it differ in their last bits
@@ -223,25 +221,26 @@ class _Runs:
             self._filled(0, tokens.rank),
             self._filled(False, public),
         )
+        ids = self._filled(0, self._ids, tokens.place[discrete])
         kinds, instances = self._filled(PAD, tokens.modality), self._filled(0, tokens.instance)
-        return Stream(kinds, torch.from_numpy(ids), values, torch.from_numpy(positions), layout, instances)
+        return Stream(kinds, ids, values, torch.from_numpy(positions), layout, instances)
 
     def labels(self) -> Int[Tensor, "B L"]:
         """The id that each token is to predict: that of the next, where it is to be predicted."""
         tokens, discrete = self._tokens
         predicted = tokens.predicted[discrete] > 0
-        labels = np.full(self.shape, NO_LABEL)
-        labels.reshape(-1)[tokens.place[discrete][predicted] - 1] = self._ids[predicted]
-        return torch.from_numpy(labels)
+        return self._filled(NO_LABEL, self._ids[predicted], tokens.place[discrete][predicted] - 1)
 
     @cached_property
     def _ids(self) -> np.ndarray:
         return np.concatenate([np.zeros(0, dtype=np.int64), *self.ids])
 
-    def _filled(self, padding: int | bool, values: np.ndarray | bool) -> Tensor:
-        """[B, L]: `values` where tokens are, `padding` elsewhere."""
+    def _filled(
+        self, padding: int | bool, values: np.ndarray | bool, place: np.ndarray | None = None
+    ) -> Tensor:
+        """[B, L]: `values` at `place` (None: where tokens are), `padding` elsewhere."""
         found = np.full(self.shape, padding)
-        found.reshape(-1)[self._tokens[0].place] = values
+        found.reshape(-1)[self._tokens[0].place if place is None else place] = values
         return torch.from_numpy(found)
 
 
